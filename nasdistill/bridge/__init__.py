@@ -1,0 +1,1 @@
+"""The only code that touches the internals of transformers, timm, diffusers and torchvision."""

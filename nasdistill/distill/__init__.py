@@ -1,0 +1,1 @@
+"""The distillation engine: objective, step, schedule, teacher cache."""

@@ -1,0 +1,103 @@
+"""Errors that a person is meant to read: one sentence that says what is wrong, one that says what to do next.
+
+Everything the package raises on purpose is a :class:`NasdistillError`. The command line prints its text without a
+traceback and exits with :attr:`NasdistillError.exit_code`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar
+
+
+class NasdistillError(Exception):
+    """Something failed for a reason that can be said in words.
+
+    Args:
+        message: what is wrong, with the names and the values concerned.
+        hint: what to do next (a command, a key, an extra to install). Optional.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  {self.hint}" if self.hint else self.message
+
+
+class UsageError(NasdistillError):
+    """The call, the configuration or an input file is wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A configuration key or value is wrong; the message names the key and the file."""
+
+
+class UnknownComponentError(UsageError):
+    """No component has this name; close matches are named."""
+
+
+class AmbiguousComponentError(UsageError):
+    """A bare name fits components of several plugins; the message lists the canonical ids."""
+
+
+class BrokenComponentError(NasdistillError):
+    """A component exists but cannot be loaded; the cause is chained."""
+
+
+class MissingExtraError(NasdistillError):
+    """A component needs a package that is not installed; the message names the extra."""
+
+
+class ArchitectureError(UsageError):
+    """An architecture is not a valid point of its space; the message lists every violation."""
+
+
+class MismatchError(UsageError):
+    """Two parts do not fit (teacher and task, loss and pair of models); both shapes are named."""
+
+
+class DataError(UsageError):
+    """Data cannot be read or has the wrong shape."""
+
+
+class TargetUnavailableError(NasdistillError):
+    """A target's runtime or device is not here; the message says which extra brings it."""
+
+
+class TrialFailure(NasdistillError):
+    """One candidate failed; the search records the reason and goes on.
+
+    Args:
+        reason: a short machine-readable word, such as ``"nan_loss"``, ``"export_failed"``, ``"parity"``.
+        message: the sentence for people.
+    """
+
+    def __init__(self, reason: str, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
+
+
+def did_you_mean(name: str, known: Iterable[str], *, limit: int = 3) -> str:
+    """Return a sentence with the names in `known` closest to `name`, or all of a short list.
+
+    Args:
+        name: what was typed.
+        known: what exists.
+        limit: how many suggestions at most.
+    """
+    names = sorted(set(known))
+    close = difflib.get_close_matches(name, names, n=limit, cutoff=0.5)
+    if close:
+        return "Did you mean " + " or ".join(repr(match) for match in close) + "?"
+    if not names:
+        return "None is available."
+    shown = ", ".join(names[:20])
+    return f"Known: {shown}{' ...' if len(names) > 20 else ''}."

@@ -1,0 +1,39 @@
+"""The public interfaces: one class per plugin kind, and the data that passes between them."""
+
+from nasdistill.interfaces.attention import (
+    AttentionContext,
+    AttentionCore,
+    AttentionGeometry,
+    AttentionMask,
+    AttentionResult,
+    AttentionView,
+    ModelAttention,
+    ModuleAttention,
+    TokenLayout,
+)
+from nasdistill.interfaces.base import Component, ComponentFactory
+from nasdistill.interfaces.batch import Batch, StepInfo
+from nasdistill.interfaces.data import DataReducer, ReducedData
+from nasdistill.interfaces.diagnostic import Diagnostic, Finding
+from nasdistill.interfaces.loss import DistillationLoss, Terms
+from nasdistill.interfaces.output import Exporter, ExportRequest, ReportSection, SamplerFactory, Section
+from nasdistill.interfaces.proxy import Proxy, ProxyInput, ProxyScore
+from nasdistill.interfaces.recipe import Recipe, RecipeRunner, Stage, StageResult
+from nasdistill.interfaces.signals import ModelGeometry, Signal, Site, SiteNeeds, SiteShape, Trace
+from nasdistill.interfaces.space import InheritReport, SearchSpace, SubSpace, Supernet
+from nasdistill.interfaces.strategy import Candidate, SearchSession, Strategy
+from nasdistill.interfaces.target import Availability, Prepared, PrepareRequest, Target
+from nasdistill.interfaces.task import Evaluation, Metric, Split, Task
+from nasdistill.interfaces.teacher import SingleTeacher, Teacher, TeacherSession, Tracer
+from nasdistill.interfaces.transform import Transform, Transformed
+
+__all__ = [
+    "AttentionContext", "AttentionCore", "AttentionGeometry", "AttentionMask", "AttentionResult", "AttentionView",
+    "Availability", "Batch", "Candidate", "Component", "ComponentFactory", "DataReducer", "Diagnostic",
+    "DistillationLoss", "Evaluation", "ExportRequest", "Exporter", "Finding", "InheritReport", "Metric",
+    "ModelAttention", "ModelGeometry", "ModuleAttention", "PrepareRequest", "Prepared", "Proxy", "ProxyInput",
+    "ProxyScore", "Recipe", "RecipeRunner", "ReducedData", "ReportSection", "SamplerFactory", "SearchSession",
+    "SearchSpace", "Section", "Signal", "SingleTeacher", "Site", "SiteNeeds", "SiteShape", "Split", "Stage",
+    "StageResult", "StepInfo", "Strategy", "SubSpace", "Supernet", "Target", "Task", "Teacher", "TeacherSession",
+    "Terms", "TokenLayout", "Trace", "Tracer", "Transform", "Transformed",
+]  # fmt: skip

@@ -1,0 +1,338 @@
+"""Attention variants at three levels, and everything a variant may ask about the call it serves.
+
+*core*: computes from q, k, v; the projections stay with the host model, so one file serves timm, transformers and
+diffusers. *module*: owns its projections and starts from a softmax layer's weights. *model*: needs several layers at once.
+What a variant does not support it refuses; it never ignores a mask, a bias or causality.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from nasdistill.interfaces.base import Component, ComponentFactory
+from nasdistill.spec.io import Cost
+from nasdistill.spec.options import ComponentOptions, parse_options
+
+if TYPE_CHECKING:
+    from nasdistill.interfaces.batch import Batch
+    from nasdistill.interfaces.transform import Transformed
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLayout:
+    """Where tokens come from.
+
+    Attributes:
+        grid: ``(h, w)`` for image patches, row by row after the prefix; None otherwise.
+        prefix: tokens before the grid (class token, registers).
+        frames: number of frames for video (tokens are frame-major); None otherwise.
+        text: number of text tokens (after the image tokens in joint attention); None otherwise.
+        prompt: number of prompt tokens before generated ones (diffusion language models); None otherwise.
+    """
+
+    grid: tuple[int, int] | None = None
+    prefix: int = 0
+    frames: int | None = None
+    text: int | None = None
+    prompt: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionGeometry:
+    """Fixed sizes of one attention layer.
+
+    Attributes:
+        dim: width C of the layer's input and output.
+        heads: query heads H.
+        kv_heads: key and value heads G; G divides H.
+        head_dim: D of q and k.
+        value_dim: D of v.
+        tokens: expected sequence length, where fixed (image models).
+        layout: token layout, where fixed.
+        causal: whether the layer is used causally.
+    """
+
+    dim: int
+    heads: int
+    head_dim: int
+    kv_heads: int = 0
+    value_dim: int = 0
+    tokens: int | None = None
+    layout: TokenLayout | None = None
+    causal: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
+        object.__setattr__(self, "value_dim", self.value_dim or self.head_dim)
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.kv_heads} key/value heads do not divide {self.heads} query heads")
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionMask:
+    """Which (query, key) pairs count, as data: one predicate, from which every other form derives.
+
+    Pair (i, j) counts when all the given conditions allow it.
+
+    Attributes:
+        causal: j <= i + (M - N), i.e. aligned at the end, as with a cache.
+        window: ``(left, right)``: i' - left <= j <= i' + right with i' = i + (M - N); None = no limit.
+        key_valid: ``(B, M)`` bool, False at padding.
+        query_valid: ``(B, N)`` bool; rows of padded queries count nothing.
+        predicate: function of index tensors ``(N, 1)`` and ``(1, M)`` to bool ``(N, M)``, for anything else (tiles, strides).
+    """
+
+    causal: bool = False
+    window: tuple[int, int] | None = None
+    key_valid: Tensor | None = None
+    query_valid: Tensor | None = None
+    predicate: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def pattern(self, n: int, m: int, device: torch.device | str = "cpu") -> Tensor | None:
+        """Return the part that is equal for all samples, ``(N, M)`` bool, or None when everything is allowed."""
+        if not self.causal and self.window is None and self.predicate is None:
+            return None
+        i = torch.arange(n, device=device)[:, None] + (m - n)
+        j = torch.arange(m, device=device)[None, :]
+        allowed = torch.ones(n, m, dtype=torch.bool, device=device)
+        if self.causal:
+            allowed = allowed & (j <= i)
+        if self.window is not None:
+            left, right = self.window
+            allowed = allowed & (j >= i - left) & (j <= i + right)
+        if self.predicate is not None:
+            allowed = allowed & self.predicate(i, j)
+        return allowed
+
+    def dense(self, n: int, m: int, device: torch.device | str = "cpu") -> Tensor | None:
+        """Return the bool mask, broadcastable to ``(B, 1, N, M)``, True = attend; None when everything is allowed."""
+        allowed = self.pattern(n, m, device)
+        mask = None if allowed is None else allowed[None, None]
+        if self.key_valid is not None:
+            keys = self.key_valid.to(device)[:, None, None, :]
+            mask = keys.expand(-1, 1, n, -1) if mask is None else mask & keys
+        if self.query_valid is not None:
+            queries = self.query_valid.to(device)[:, None, :, None]
+            mask = queries.expand(-1, 1, -1, m) if mask is None else mask & queries
+        return mask
+
+    def blocks(self, n: int, m: int, block_q: int, block_k: int) -> Tensor:
+        """Return ``(B or 1, ceil(N/block_q), ceil(M/block_k))`` int8: 0 no pair counts, 1 some, 2 all."""
+        dense = self.dense(n, m)
+        full = torch.ones(1, n, m, dtype=torch.bool) if dense is None else dense[:, 0]
+        rows, columns = -(-n // block_q), -(-m // block_k)
+        out = torch.zeros(full.shape[0], rows, columns, dtype=torch.int8)
+        for r in range(rows):
+            for c in range(columns):
+                tile = full[:, r * block_q : (r + 1) * block_q, c * block_k : (c + 1) * block_k].flatten(1)
+                out[:, r, c] = tile.any(1).to(torch.int8) + tile.all(1).to(torch.int8)
+        return out
+
+    def intervals(self, n: int, m: int) -> Tensor:
+        """Return ``(B or 1, N, 2)`` int64: first key and one past the last key that counts for each query.
+
+        Raises:
+            ValueError: some row's keys are not one contiguous run.
+        """
+        dense = self.dense(n, m)
+        full = torch.ones(1, n, m, dtype=torch.bool) if dense is None else dense[:, 0]
+        count = full.sum(-1)
+        start = full.to(torch.int8).argmax(-1)
+        stop = torch.where(count > 0, m - full.flip(-1).to(torch.int8).argmax(-1), start)
+        if not torch.equal(stop - start, count):
+            raise ValueError("the mask is not one run of keys per query; use blocks() or dense()")
+        return torch.stack([start, stop], dim=-1)
+
+    def pairs(self, n: int, m: int) -> float:
+        """Return how many pairs count, per sample on average: what honest operation counts multiply with."""
+        dense = self.dense(n, m)
+        return float(n * m) if dense is None else float(dense.sum() / dense.shape[0])
+
+
+@dataclass(slots=True)
+class AttentionContext:
+    """Everything about one call that is not q, k, v.
+
+    Attributes:
+        mask: which pairs count; None = all.
+        bias: additive score bias, broadcastable to ``(B, H, N, M)``.
+        scale: factor on q.k; None = ``D ** -0.5``. Variants without a dot-product scale say so.
+        layer: index of the layer in the model.
+        layout: token layout of this call.
+        positions: ``(N,)`` or ``(B, N)`` int64 positions; None = 0..N-1.
+        layer_input: ``(B, N, C)``, the input of the projections (routers look at it).
+        step, total_steps: denoising or training step, where the caller has one.
+        generator: randomness for sampling variants.
+        need_map: the caller wants ``AttentionResult.map``.
+        store: shared by the layers of one forward, emptied by the model before the first layer.
+        session: kept over the forwards of one generation (denoising steps, decoding), emptied when it starts.
+        cache: keys and values of earlier tokens when decoding; its type belongs to the variant.
+    """
+
+    mask: AttentionMask | None = None
+    bias: Tensor | None = None
+    scale: float | None = None
+    layer: int = 0
+    layout: TokenLayout | None = None
+    positions: Tensor | None = None
+    layer_input: Tensor | None = None
+    step: int | None = None
+    total_steps: int | None = None
+    generator: torch.Generator | None = None
+    need_map: bool = False
+    store: MutableMapping[str, Any] = field(default_factory=dict)
+    session: MutableMapping[str, Any] = field(default_factory=dict)
+    cache: Any = None
+
+
+@dataclass(slots=True)
+class AttentionResult:
+    """Output of one call.
+
+    Attributes:
+        out: ``(B, H, N, Dv)``.
+        lse: ``(B, H, N)`` log of the normaliser, where the variant has one (merging partial results needs it).
+        map: ``(B, H, N, M)`` if asked for and declared; rows need not sum to 1 (the variant says so).
+        aux: named scalars or tensors for losses and reports (router loads, kept share).
+    """
+
+    out: Tensor
+    lse: Tensor | None = None
+    map: Tensor | None = None
+    aux: dict[str, Tensor] = field(default_factory=dict)
+
+
+class AttentionCore(nn.Module, ABC):
+    """A core-level variant: from q, k, v to the context, with or without parameters of its own.
+
+    Contract (checked for every core): shapes as documented for any N >= 1 and any D; items of a batch are independent; a
+    padded key changes nothing; with a strict causal mask a later token changes nothing earlier, bitwise; rows that may
+    attend to nothing are 0, not NaN; gradients reach q, k and v; the same inputs and generator give the same output; what
+    the tags do not declare raises ``ValueError`` naming the variant and the feature.
+
+    Attributes:
+        options_model: pydantic model of the options.
+        geometry: sizes of the layer served.
+        options: validated options.
+        id: canonical id, set by the host.
+    """
+
+    options_model: ClassVar[type[ComponentOptions]] = ComponentOptions
+
+    def __init__(
+        self, options: Any = None, *, geometry: AttentionGeometry, host: ComponentFactory | None = None
+    ) -> None:
+        super().__init__()
+        self.id = type(self).__name__
+        self.geometry = geometry
+        self.options: Any = parse_options(self.options_model, options, where=self.id)
+        self._host = host
+
+    @abstractmethod
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, ctx: AttentionContext) -> AttentionResult:
+        """Attend.
+
+        Args:
+            q: ``(B, H, N, D)``.
+            k: ``(B, G, M, D)``; G = H unless the variant declares ``gqa``.
+            v: ``(B, G, M, Dv)``.
+            ctx: mask and everything else.
+        """
+
+    @classmethod
+    @abstractmethod
+    def cost(cls, geometry: AttentionGeometry, n: int, m: int, options: Any = None) -> Cost:
+        """Return the analytic cost of one call on one sample, for N queries and M keys (own parameters included)."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionView:
+    """A softmax attention layer in canonical form, whatever the library that holds it.
+
+    Attributes:
+        w_q: ``(H * D, C)``, row = output. `w_k`, `w_v`: ``(G * D, C)``. `w_o`: ``(C, H * D)``.
+        b_q, b_k, b_v, b_o: biases or None.
+        geometry: sizes.
+        scale: factor on q.k.
+        rotary: opaque description of the rotary embedding, None without.
+        q_norm, k_norm: per-head norms on q and k, None without.
+        cross: keys come from another sequence.
+        path: dotted path of the module in its model.
+    """
+
+    w_q: Tensor
+    w_k: Tensor
+    w_v: Tensor
+    w_o: Tensor
+    geometry: AttentionGeometry
+    b_q: Tensor | None = None
+    b_k: Tensor | None = None
+    b_v: Tensor | None = None
+    b_o: Tensor | None = None
+    scale: float = 1.0
+    rotary: Any = None
+    q_norm: nn.Module | None = None
+    k_norm: nn.Module | None = None
+    cross: bool = False
+    path: str = ""
+
+
+class ModuleAttention(nn.Module, ABC):
+    """A module-level variant: owns its projections (latent attention, head routing, state-space mixers).
+
+    Attributes:
+        options_model: pydantic model of the options.
+    """
+
+    options_model: ClassVar[type[ComponentOptions]] = ComponentOptions
+
+    @classmethod
+    @abstractmethod
+    def from_softmax(
+        cls, view: AttentionView, options: Any = None, *, host: ComponentFactory | None = None
+    ) -> ModuleAttention:
+        """Return a module that starts from a softmax layer's weights.
+
+        Raises:
+            MismatchError: this layer cannot be converted (rotary, cross, sizes); the message says which feature.
+        """
+
+    @abstractmethod
+    def forward(self, x: Tensor, ctx: AttentionContext, source: Tensor | None = None) -> AttentionResult:
+        """Attend from ``x (B, N, C)`` to itself or to ``source (B, M, C)``; `out` is ``(B, N, C)``, projected."""
+
+    @classmethod
+    @abstractmethod
+    def cost(cls, geometry: AttentionGeometry, n: int, m: int, options: Any = None) -> Cost:
+        """Return the analytic cost of one call on one sample, projections included."""
+
+
+class ModelAttention(Component, ABC):
+    """A model-level variant: converts several layers together (sharing maps or atoms between layers)."""
+
+    @abstractmethod
+    def convert(
+        self,
+        model: nn.Module,
+        views: Mapping[int, AttentionView],
+        layers: Sequence[int],
+        calibration: Sequence[Batch],
+    ) -> Transformed:
+        """Return the converted model (a copy) and a report.
+
+        Args:
+            model: the model, left unchanged.
+            views: layer index -> canonical view.
+            layers: the layers that may be changed.
+            calibration: a few batches, for similarity analysis.
+        """
+
+
+AnyAttention = AttentionCore | ModuleAttention | ModelAttention
+"""What an attention component's class derives from."""

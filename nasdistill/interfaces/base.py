@@ -1,0 +1,68 @@
+"""What all kinds share: a component has options, and may ask its host for other components by name."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from nasdistill.spec.component import Kind
+from nasdistill.spec.options import ComponentOptions, parse_options
+
+
+@runtime_checkable
+class ComponentFactory(Protocol):
+    """How a component reaches others without importing them: by kind and name."""
+
+    def create(self, kind: Kind, name: str, options: Any = None, **context: Any) -> Any:
+        """Return a new component.
+
+        Args:
+            kind: which kind.
+            name: canonical id (``plugin:name``) or the bare name where unique.
+            options: a mapping or an options instance; None takes the defaults.
+            context: further keyword arguments of the constructor (``geometry=`` for attention cores).
+
+        Raises:
+            UnknownComponentError, AmbiguousComponentError, BrokenComponentError, MissingExtraError, ConfigError.
+        """
+
+    def load(self, kind: Kind, name: str) -> type[Any]:
+        """Return the component's class (its class methods: ``cost``, ``from_softmax``). Raises as `create`."""
+
+    def canonical(self, kind: Kind, name: str) -> str:
+        """Return the canonical id that `name` stands for."""
+
+    def tags(self, kind: Kind, name: str) -> Any:
+        """Return the declared tags (a frozen dataclass of :mod:`nasdistill.spec.component`)."""
+
+
+class Component:
+    """Base of all interface classes but the two that are ``nn.Module``.
+
+    A subclass sets `options_model` and reads `self.options`; its constructor has exactly this signature, does no work
+    and imports nothing heavy that the module did not already need.
+
+    Attributes:
+        options_model: the pydantic model of the options.
+        options: the validated options.
+        host: gives other components by name.
+        id: canonical id, set by the host after construction (the class name before).
+    """
+
+    options_model: ClassVar[type[ComponentOptions]] = ComponentOptions
+    options: Any  # a subclass narrows this to its own model: `options: MyOptions`
+
+    def __init__(self, options: Any = None, *, host: ComponentFactory | None = None) -> None:
+        self.id = type(self).__name__
+        self.options = parse_options(self.options_model, options, where=self.id)
+        self._host = host
+
+    @property
+    def host(self) -> ComponentFactory:
+        """The factory that made this component.
+
+        Raises:
+            RuntimeError: the component was built by hand without one.
+        """
+        if self._host is None:
+            raise RuntimeError(f"{self.id} was created without a host; pass host=... or use Host.create")
+        return self._host

@@ -1,0 +1,82 @@
+"""What comes out of a run: exporters and report sections; and how samplers are made."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from nasdistill.interfaces.base import Component
+from nasdistill.spec.architecture import Architecture
+from nasdistill.spec.io import IOSpec
+
+if TYPE_CHECKING:
+    import optuna
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRequest:
+    """A student to export.
+
+    Attributes:
+        model: the student in eval mode.
+        architecture: its architecture.
+        io: input and output.
+        example: positional inputs.
+        provenance: JSON-able record of where it comes from.
+        folder: an empty or missing folder to fill.
+    """
+
+    model: nn.Module
+    architecture: Architecture
+    io: IOSpec
+    example: tuple[Tensor, ...]
+    provenance: Mapping[str, Any]
+    folder: Path
+
+
+class Exporter(Component, ABC):
+    """Writes a student in some format, complete or not at all."""
+
+    @abstractmethod
+    def export(self, request: ExportRequest) -> dict[str, Any]:
+        """Write the files and return facts (parity, sizes, opset).
+
+        Raises:
+            TrialFailure: reason ``"export_failed"``.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A piece of the report.
+
+    Attributes:
+        title: heading.
+        html: complete, self-contained markup without scripts from elsewhere.
+        data: the numbers behind it, JSON-able.
+    """
+
+    title: str
+    html: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+class ReportSection(Component, ABC):
+    """Adds a section to the report; a pure function of the run's recorded data."""
+
+    @abstractmethod
+    def render(self, run: Mapping[str, Any]) -> Section | None:
+        """Return the section for a run's result object, or None when there is nothing to say."""
+
+
+class SamplerFactory(Component, ABC):
+    """Makes an Optuna sampler."""
+
+    @abstractmethod
+    def create(self, *, seed: int, directions: Sequence[str], trials: int) -> optuna.samplers.BaseSampler:
+        """Return a sampler for a study with these directions (``"minimize"``/``"maximize"``)."""

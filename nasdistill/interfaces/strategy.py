@@ -1,0 +1,138 @@
+"""Strategies: how a search spends its budget. All run on one Optuna study through one session."""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from nasdistill.interfaces.base import Component
+from nasdistill.spec.architecture import Architecture
+from nasdistill.spec.io import Cost
+from nasdistill.spec.measurement import Budget, TargetReport
+
+State = Literal["running", "complete", "pruned", "failed"]
+
+
+@dataclass(slots=True)
+class Candidate:
+    """One trial's candidate and everything learned about it so far.
+
+    Attributes:
+        number: trial number.
+        architecture: what is tried; None when the proposal violated its space's constraints.
+        state: ``running`` until told.
+        rung: last rung that was finished.
+        cost: analytic cost.
+        proxies: proxy -> score; None is a recorded failure.
+        targets: target -> report.
+        score: validation metric after the latest distillation rung.
+        loss: validation loss after it.
+        epochs: distillation epochs done.
+        reason: why it was pruned or failed.
+        constraints: name -> violation (<= 0 is feasible).
+    """
+
+    number: int
+    architecture: Architecture | None
+    state: State = "running"
+    rung: str = "proposed"
+    cost: Cost | None = None
+    proxies: dict[str, float | None] = field(default_factory=dict)
+    targets: dict[str, TargetReport] = field(default_factory=dict)
+    score: float | None = None
+    loss: float | None = None
+    epochs: int = 0
+    reason: str = ""
+    constraints: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def feasible(self) -> bool:
+        """Whether every constraint known so far holds."""
+        return all(value <= 0 for value in self.constraints.values())
+
+    @property
+    def alive(self) -> bool:
+        """Whether the candidate is still in the race."""
+        return self.state == "running"
+
+
+class SearchSession(Protocol):
+    """What a strategy may do. Every method records before it returns, so that a killed run can go on from there.
+
+    The evaluating methods take candidates, do one rung for each, and return those still alive. A candidate that raises is
+    told as failed with its reason; the others are not affected. Redoing a finished rung costs nothing.
+    """
+
+    rng: random.Random
+    """Seeded randomness for the strategy's own choices."""
+
+    @property
+    def trials(self) -> int:
+        """How many trials the user asked for."""
+
+    @property
+    def remaining(self) -> int:
+        """How many may still be proposed (0 when the time is up)."""
+
+    @property
+    def primary_target(self) -> str:
+        """The target whose latency is the second objective."""
+
+    def time_left(self) -> float | None:
+        """Seconds until the time limit, None without one."""
+
+    def ask(self, n: int) -> list[Candidate]:
+        """Propose up to `n` new candidates through the study's sampler; duplicates are told at once and left out."""
+
+    def propose(self, architectures: Sequence[Architecture]) -> list[Candidate]:
+        """Propose given architectures (evolution, enumeration) as trials of the study."""
+
+    def check(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Rung ``static``: analytic cost, size constraints."""
+
+    def score(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Rung ``proxies``: every configured proxy."""
+
+    def measure(
+        self, candidates: Sequence[Candidate], *, budget: Budget | None = None, together: bool = False
+    ) -> list[Candidate]:
+        """Rung ``latency``: every configured target; `together` times all of them interleaved with the teacher."""
+
+    def distill(self, candidates: Sequence[Candidate], epochs: int, rung: str) -> list[Candidate]:
+        """Rung `rung`: train up to `epochs` epochs in all (going on from an earlier rung) and evaluate on validation."""
+
+    def objectives(self, candidate: Candidate) -> tuple[float, ...]:
+        """Return the study's objective values, all oriented so that lower is better; infinity where unknown."""
+
+    def rank(self, candidates: Sequence[Candidate], values: Sequence[Sequence[float]]) -> list[Candidate]:
+        """Return candidates ordered by non-dominated rank, then by crowding; `values` are lower-is-better rows."""
+
+    def prune(self, candidates: Sequence[Candidate], reason: str) -> None:
+        """Take candidates out of the race and tell the study."""
+
+    def complete(self, candidates: Sequence[Candidate]) -> None:
+        """Tell the study the objective values of finished candidates."""
+
+    def history(self) -> list[Candidate]:
+        """Return all candidates of the run so far, by trial number."""
+
+    def front(self) -> list[Candidate]:
+        """Return the feasible non-dominated candidates among those with all objectives known."""
+
+
+class Strategy(Component, ABC):
+    """How trials are proposed and promoted."""
+
+    @abstractmethod
+    def run(self, session: SearchSession) -> None:
+        """Spend the budget; returns when nothing is left to do."""
+
+    def plan(self, trials: int) -> list[dict[str, Any]]:
+        """Return the rungs with their expected number of candidates and epochs, for the plan shown before the run.
+
+        Each row has ``rung``, ``candidates`` and, for distillation rungs, ``epochs`` per candidate.
+        """
+        return []

@@ -1,0 +1,124 @@
+"""Tasks: data, how a model is called on it, the loss on its labels, and the metric."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from nasdistill.interfaces.base import Component
+from nasdistill.interfaces.batch import Batch
+from nasdistill.spec.io import IOSpec
+
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """What a score is.
+
+    Attributes:
+        name: ``"accuracy"``.
+        higher_is_better: direction.
+        unit: for tables: ``"share"`` is a number in [0, 1] shown as percent.
+    """
+
+    name: str
+    higher_is_better: bool = True
+    unit: str = "share"
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A model's result on one split.
+
+    Attributes:
+        score: the metric.
+        loss: mean task loss (breaks ties between equal scores).
+        n: number of samples.
+    """
+
+    score: float
+    loss: float
+    n: int
+
+
+class Task(Component, ABC):
+    """Data and its meaning.
+
+    Order and augmentation are functions of ``(seed, epoch, sample)`` and of nothing else: the same arguments give the same
+    batches bit for bit, in any process. The teacher cache rests on this.
+
+    Attributes:
+        metric: what `evaluate` returns as score.
+    """
+
+    metric: ClassVar[Metric]
+
+    @abstractmethod
+    def prepare(self, cache_dir: Path | None = None, progress: Callable[[str], None] | None = None) -> None:
+        """Read the data; cheap when called again.
+
+        Raises:
+            DataError: unreadable, empty, or inconsistent; the message names the file and what was expected.
+            MissingExtraError: a reader's package is not installed.
+        """
+
+    @property
+    @abstractmethod
+    def io(self) -> IOSpec:
+        """Input and output of this task's models (after `prepare`)."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hash of data, splits and preprocessing (after `prepare`)."""
+
+    @abstractmethod
+    def size(self, split: Split) -> int:
+        """Return the number of samples of a split."""
+
+    @abstractmethod
+    def batches(
+        self, split: Split, *, batch_size: int, epoch: int = 0, seed: int = 0, train: bool = False
+    ) -> Iterator[Batch]:
+        """Yield the batches of one pass.
+
+        Args:
+            split: which samples.
+            batch_size: samples per batch; the last one may be smaller.
+            epoch: with `seed`, chooses order and augmentation when `train`.
+            seed: see `epoch`.
+            train: shuffled and augmented; otherwise in order and plain.
+        """
+
+    @abstractmethod
+    def forward(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Call a model on a batch; for classification ``(B, K)`` logits."""
+
+    @abstractmethod
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Return the mean loss on the labels that may be used (``batch.labelled``); 0 with a gradient when there is none."""
+
+    @abstractmethod
+    def score(self, outputs: Tensor, labels: Tensor) -> float:
+        """Return the metric over a whole split from its gathered outputs ``(n, K)`` and labels ``(n, ...)``."""
+
+    @abstractmethod
+    def example(self, batch_size: int = 1) -> tuple[Tensor, ...]:
+        """Return real positional inputs of a model, for export and timing."""
+
+    def has_labels(self, split: Split) -> bool:
+        """Return whether a split has labels."""
+        return True
+
+    def check(self, model: nn.Module, label: str = "model") -> None:
+        """Run a trial forward and refuse a model that does not fit.
+
+        Raises:
+            MismatchError: names the model's and the task's shapes.
+        """

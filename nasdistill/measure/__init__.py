@@ -1,0 +1,1 @@
+"""Measuring: latency protocol and statistics, counting, environment."""

@@ -1,0 +1,1 @@
+"""Pure data, free of torch: component specs, options, architectures, measurements, configuration."""

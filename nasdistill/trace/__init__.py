@@ -1,0 +1,1 @@
+"""Sites and traces: reading signals out of any model."""
