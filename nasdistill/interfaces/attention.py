@@ -1,8 +1,8 @@
 """Attention variants at three levels, and everything a variant may ask about the call it serves.
 
 *core*: computes from q, k, v; the projections stay with the host model, so one file serves timm, transformers and
-diffusers. *module*: owns its projections and starts from a softmax layer's weights. *model*: needs several layers at once.
-What a variant does not support it refuses; it never ignores a mask, a bias or causality.
+diffusers. *module*: owns its projections and starts from a softmax layer's weights. *model*: needs several layers at
+once. What a variant does not support it refuses; it never ignores a mask, a bias or causality.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ class AttentionMask:
         window: ``(left, right)``: i' - left <= j <= i' + right with i' = i + (M - N); None = no limit.
         key_valid: ``(B, M)`` bool, False at padding.
         query_valid: ``(B, N)`` bool; rows of padded queries count nothing.
-        predicate: function of index tensors ``(N, 1)`` and ``(1, M)`` to bool ``(N, M)``, for anything else (tiles, strides).
+        predicate: function of index tensors ``(N, 1)`` and ``(1, M)`` to bool ``(N, M)``, for anything else (tiles,
+            strides).
     """
 
     causal: bool = False
@@ -211,10 +212,10 @@ class AttentionResult:
 class AttentionCore(nn.Module, ABC):
     """A core-level variant: from q, k, v to the context, with or without parameters of its own.
 
-    Contract (checked for every core): shapes as documented for any N >= 1 and any D; items of a batch are independent; a
-    padded key changes nothing; with a strict causal mask a later token changes nothing earlier, bitwise; rows that may
-    attend to nothing are 0, not NaN; gradients reach q, k and v; the same inputs and generator give the same output; what
-    the tags do not declare raises ``ValueError`` naming the variant and the feature.
+    Contract (checked for every core): shapes as documented for any N >= 1 and any D; items of a batch are
+    independent; a padded key changes nothing; with a strict causal mask a later token changes nothing earlier,
+    bitwise; rows that may attend to nothing are 0, not NaN; gradients reach q, k and v; the same inputs and generator
+    give the same output; what the tags do not declare raises ``ValueError`` naming the variant and the feature.
 
     Attributes:
         options_model: pydantic model of the options.

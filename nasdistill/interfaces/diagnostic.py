@@ -1,4 +1,6 @@
-"""Diagnostics: look at models and data, return tables and figures (attention sinks, layer similarity, gradient conflict)."""
+"""Diagnostics: look at models and data, return tables and figures (attention sinks, layer similarity,
+gradient conflict).
+"""
 
 from __future__ import annotations
 

@@ -23,14 +23,14 @@ class DistillationLoss(nn.Module, ABC):
     Life: construct -> `build` once with both geometries -> `sites` -> `forward` every step. Owned parameters reach the
     optimiser (with the student's) and never reach the export.
 
-    Contract (checked for every loss): finite scalars; 0 at identity where declared; no gradient into the teacher; repeating
-    the batch leaves the value unchanged; padded positions have no influence; impossible pairs are refused in `build` with both
-    shapes named; reads only the sites that it asked for.
+    Contract (checked for every loss): finite scalars; 0 at identity where declared; no gradient into the teacher;
+    repeating the batch leaves the value unchanged; padded positions have no influence; impossible pairs are refused
+    in `build` with both shapes named; reads only the sites that it asked for.
 
     Attributes:
         options_model: pydantic model of the options.
-        wants_teacher_grad: True only for losses that train the teacher too (co-training); teacher signals arrive detached
-            otherwise.
+        wants_teacher_grad: True only for losses that train the teacher too (co-training); teacher signals arrive
+            detached otherwise.
         options: validated options.
         id: canonical id, set by the host.
     """

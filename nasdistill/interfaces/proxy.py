@@ -60,9 +60,9 @@ class ProxyScore:
 class Proxy(Component, ABC):
     """A training-free score.
 
-    Contract (checked for every proxy): the host hands over copies, seeds, times, and verifies afterwards that nothing of the
-    caller's changed (weights, buffers, gradients, modes, hooks, random state); the same seed gives the same score; the
-    order of the batch does not matter unless declared stochastic; depth 1 and width 1 work.
+    Contract (checked for every proxy): the host hands over copies, seeds, times, and verifies afterwards that nothing
+    of the caller's changed (weights, buffers, gradients, modes, hooks, random state); the same seed gives the same
+    score; the order of the batch does not matter unless declared stochastic; depth 1 and width 1 work.
     """
 
     @abstractmethod

@@ -20,7 +20,8 @@ class Stage:
     """One stage of a recipe.
 
     Attributes:
-        name: unique within the recipe; the stage's seed derives from it, so leaving another stage out changes nothing here.
+        name: unique within the recipe; the stage's seed derives from it, so leaving another stage out changes nothing
+            here.
         teacher: reference of a teacher (``NAME:LOCATOR`` or a name the recipe registered); None = no teacher.
         data: name of a data source of the runner (``"task"``, ``"general"``, ``"reduced"``).
         losses: loss name -> weight or table of options; ``task`` stands for the loss on labels.

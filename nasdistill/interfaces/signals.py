@@ -1,10 +1,11 @@
 """Sites and traces: the names of signals inside a model, and the tensors of one forward under those names.
 
 Canonical sites, per layer i counted from 0: ``q.i k.i v.i`` (after the head split, ``(B, H, N, D)``), ``context.i``
-(attention output before the output projection, ``(B, H, N, D)``), ``attn_out.i`` (after it, ``(B, N, C)``), ``ffn_out.i``,
-``norm.i``, ``hidden.i`` (block output, ``(B, N, C)``), ``features.i`` (CNN stage maps ``(B, C, H, W)``), ``embedding`` (input of
-the first block), ``pooled`` (input of the classifier, ``(B, C)``), ``logits`` (the task output). ``scores.i`` (pre-softmax) and
-``attention.i`` (the map) are recomputed from q and k in float32, so fused kernels stay in place.
+(attention output before the output projection, ``(B, H, N, D)``), ``attn_out.i`` (after it, ``(B, N, C)``),
+``ffn_out.i``, ``norm.i``, ``hidden.i`` (block output, ``(B, N, C)``), ``features.i`` (CNN stage maps ``(B, C, H, W)``),
+``embedding`` (input of the first block), ``pooled`` (input of the classifier, ``(B, C)``), ``logits`` (the task
+output). ``scores.i`` (pre-softmax) and ``attention.i`` (the map) are recomputed from q and k in float32, so fused
+kernels stay in place.
 """
 
 from __future__ import annotations
@@ -163,7 +164,8 @@ class Signal:
     Attributes:
         tensor: batch first, then as in :class:`SiteShape`.
         layout: see :class:`SiteShape`.
-        mask: for attention sites, what each query may see: bool, broadcastable to ``(B, H, N, M)``, True = attend; None = all.
+        mask: for attention sites, what each query may see: bool, broadcastable to ``(B, H, N, M)``, True = attend;
+            None = all.
         bias: additive score bias, broadcastable to ``(B, H, N, M)``; None = none.
         scale: factor on q.k (usually ``D ** -0.5``).
         causal: whether position i sees only j <= i (already part of `mask` where that is given).

@@ -64,13 +64,13 @@ class Supernet(nn.Module, ABC):
 class SearchSpace(Component, ABC):
     """A space of architectures.
 
-    A subclass gives `axes`, `build`, `cost` and `graph`; sampling, Optuna suggestions, mutation, crossover, validation and
-    enumeration follow from the axes. Axes are flat and always all present; one that does not matter for a point is
-    *inactive* and holds its default there, so equal networks are equal architectures.
+    A subclass gives `axes`, `build`, `cost` and `graph`; sampling, Optuna suggestions, mutation, crossover,
+    validation and enumeration follow from the axes. Axes are flat and always all present; one that does not matter
+    for a point is *inactive* and holds its default there, so equal networks are equal architectures.
 
-    Contract (checked for every space): valid points build and run; `cost` equals the built module's parameters exactly and
-    its counted MACs; JSON, hash and fingerprint round-trip across processes; mutation and crossover stay inside; axis
-    names and choices are the same in every call; an invalid point is refused with every reason.
+    Contract (checked for every space): valid points build and run; `cost` equals the built module's parameters
+    exactly and its counted MACs; JSON, hash and fingerprint round-trip across processes; mutation and crossover stay
+    inside; axis names and choices are the same in every call; an invalid point is refused with every reason.
 
     Attributes:
         version: raise it when the same parameters would build another network.
@@ -117,7 +117,9 @@ class SearchSpace(Component, ABC):
         return None
 
     def layer_map(self, arch: Architecture, teacher: ModelGeometry) -> dict[int, int]:
-        """Return student layer -> teacher layer for layer-wise losses; the default spreads them evenly, last on last."""
+        """Return student layer -> teacher layer for layer-wise losses; the default spreads them evenly, last on
+        last.
+        """
         depth = self.depth(arch)
         if depth < 1 or teacher.layers < 1:
             return {}

@@ -62,8 +62,8 @@ class Candidate:
 class SearchSession(Protocol):
     """What a strategy may do. Every method records before it returns, so that a killed run can go on from there.
 
-    The evaluating methods take candidates, do one rung for each, and return those still alive. A candidate that raises is
-    told as failed with its reason; the others are not affected. Redoing a finished rung costs nothing.
+    The evaluating methods take candidates, do one rung for each, and return those still alive. A candidate that
+    raises is told as failed with its reason; the others are not affected. Redoing a finished rung costs nothing.
     """
 
     rng: random.Random
@@ -102,7 +102,9 @@ class SearchSession(Protocol):
         """Rung ``latency``: every configured target; `together` times all of them interleaved with the teacher."""
 
     def distill(self, candidates: Sequence[Candidate], epochs: int, rung: str) -> list[Candidate]:
-        """Rung `rung`: train up to `epochs` epochs in all (going on from an earlier rung) and evaluate on validation."""
+        """Rung `rung`: train up to `epochs` epochs in all (going on from an earlier rung) and evaluate on
+        validation.
+        """
 
     def objectives(self, candidate: Candidate) -> tuple[float, ...]:
         """Return the study's objective values, all oriented so that lower is better; infinity where unknown."""

@@ -82,8 +82,9 @@ class PrepareRequest:
 class Target(Component, ABC):
     """A runtime on a device.
 
-    Contract (checked for every target): `probe` never raises and imports nothing heavy; `prepare` either returns something
-    whose outputs equal torch's within the stated tolerance or raises; threads and device state are as before after `close`.
+    Contract (checked for every target): `probe` never raises and imports nothing heavy; `prepare` either returns
+    something whose outputs equal torch's within the stated tolerance or raises; threads and device state are as
+    before after `close`.
 
     Attributes:
         tolerance: largest accepted deviation from torch, relative to the largest output.

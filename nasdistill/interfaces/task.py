@@ -50,8 +50,8 @@ class Evaluation:
 class Task(Component, ABC):
     """Data and its meaning.
 
-    Order and augmentation are functions of ``(seed, epoch, sample)`` and of nothing else: the same arguments give the same
-    batches bit for bit, in any process. The teacher cache rests on this.
+    Order and augmentation are functions of ``(seed, epoch, sample)`` and of nothing else: the same arguments give the
+    same batches bit for bit, in any process. The teacher cache rests on this.
 
     Attributes:
         metric: what `evaluate` returns as score.
@@ -102,7 +102,9 @@ class Task(Component, ABC):
 
     @abstractmethod
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        """Return the mean loss on the labels that may be used (``batch.labelled``); 0 with a gradient when there is none."""
+        """Return the mean loss on the labels that may be used (``batch.labelled``); 0 with a gradient when there is
+        none.
+        """
 
     @abstractmethod
     def score(self, outputs: Tensor, labels: Tensor) -> float:

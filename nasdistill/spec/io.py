@@ -43,7 +43,8 @@ class Cost:
 
     Attributes:
         params: trainable parameters.
-        macs: multiply-accumulates of matrix products and convolutions (normalisation, activations, pooling not counted).
+        macs: multiply-accumulates of matrix products and convolutions (normalisation, activations, pooling not
+            counted).
         activations: elements written by those products (what memory traffic follows).
     """
 
