@@ -12,8 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from nasdistill.errors import ConfigError, did_you_mean
 from nasdistill.spec.options import explain
 
-SCHEMA_VERSION = 1
-
 
 class Table(BaseModel):
     """Base of every table of the configuration: immutable, unknown keys refused."""
@@ -142,7 +140,7 @@ class PluginsConfig(Table):
 class RunConfig(Table):
     """A whole run."""
 
-    schema_version: Literal[1] = Field(SCHEMA_VERSION, description="Version of this file format.")
+    schema_version: Literal[1] = Field(1, description="Version of this file format.")
     task: TaskConfig = Field(default_factory=TaskConfig)
     teacher: TeacherConfig = Field(default_factory=TeacherConfig)
     space: tuple[ComponentConfig, ...] = Field(
