@@ -12,6 +12,20 @@ from pathlib import Path
 from typing import Any
 
 
+def cache_folder() -> Path:
+    """Return the user's cache folder, which need not exist yet.
+
+    ``NASDISTILL_CACHE`` when set, else ``nasdistill`` in ``XDG_CACHE_HOME``, else ``~/.cache/nasdistill``. What lies
+    there can be deleted at any time and is made again.
+    """
+    own = os.environ.get("NASDISTILL_CACHE")
+    if own:
+        return Path(own).expanduser()
+    shared = os.environ.get("XDG_CACHE_HOME")
+    base = Path(shared) if shared and Path(shared).is_absolute() else Path.home() / ".cache"
+    return base / "nasdistill"
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it takes the name, on an error it is removed.
