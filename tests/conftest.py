@@ -11,6 +11,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 
+from nasdistill.bridge import prepare_imports
+
+prepare_imports()  # tests import timm and torchvision directly
 torch.set_num_threads(1)
 
 
