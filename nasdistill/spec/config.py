@@ -67,6 +67,7 @@ class LossConfig(ComponentConfig):
     """One term of the objective."""
 
     weight: float | Schedule = Field(1.0, description="Factor, or a schedule table.")
+    optional: bool = Field(False, description="Leave it out, and record that, for a student that it does not fit.")
 
 
 class ObjectiveConfig(Table):
