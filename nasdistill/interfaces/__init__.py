@@ -10,6 +10,8 @@ from nasdistill.interfaces.attention import (
     ModelAttention,
     ModuleAttention,
     TokenLayout,
+    refuse_undeclared,
+    static_shape,
 )
 from nasdistill.interfaces.base import Component, ComponentFactory
 from nasdistill.interfaces.batch import Batch, StepInfo
@@ -35,5 +37,5 @@ __all__ = [
     "ProxyScore", "Recipe", "RecipeRunner", "ReducedData", "ReportSection", "SamplerFactory", "SearchSession",
     "SearchSpace", "Section", "Signal", "SingleTeacher", "Site", "SiteNeeds", "SiteShape", "Split", "Stage",
     "StageResult", "StepInfo", "Strategy", "SubSpace", "Supernet", "Target", "Task", "Teacher", "TeacherSession",
-    "Terms", "TokenLayout", "Trace", "Tracer", "Transform", "Transformed",
+    "Terms", "TokenLayout", "Trace", "Tracer", "Transform", "Transformed", "refuse_undeclared", "static_shape",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ once. What a variant does not support it refuses; it never ignores a mask, a bia
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from nasdistill.interfaces.base import Component, ComponentFactory
+from nasdistill.spec.component import AttentionTags
 from nasdistill.spec.io import Cost
 from nasdistill.spec.options import ComponentOptions, parse_options
 
@@ -85,8 +87,8 @@ class AttentionMask:
         window: ``(left, right)``: i' - left <= j <= i' + right with i' = i + (M - N); None = no limit.
         key_valid: ``(B, M)`` bool, False at padding.
         query_valid: ``(B, N)`` bool; rows of padded queries count nothing.
-        predicate: function of index tensors ``(N, 1)`` and ``(1, M)`` to bool ``(N, M)``, for anything else (tiles,
-            strides).
+        predicate: function of index tensors i' ``(N, 1)`` and j ``(1, M)`` to bool ``(N, M)``, for anything else
+            (tiles, strides).
     """
 
     causal: bool = False
@@ -246,10 +248,68 @@ class AttentionCore(nn.Module, ABC):
             ctx: mask and everything else.
         """
 
+    def start_cache(self) -> Any:
+        """Return an empty decoding cache for ``AttentionContext.cache``.
+
+        With a cache, k and v hold the new tokens only; the call reads the earlier ones from the cache and adds the new
+        ones to it in place. A mask is then over all keys, earlier ones first, and is causal.
+
+        Raises:
+            ValueError: this variant does not decode.
+        """
+        raise ValueError(f"{self.id} does not support decoding with a cache")
+
     @classmethod
     @abstractmethod
     def cost(cls, geometry: AttentionGeometry, n: int, m: int, options: Any = None) -> Cost:
         """Return the analytic cost of one call on one sample, for N queries and M keys (own parameters included)."""
+
+
+def static_shape(x: Tensor) -> tuple[int, ...]:
+    """Return the sizes of `x` as plain ints, also while ``torch.jit.trace`` records.
+
+    While tracing, ``x.shape`` holds tensors and every decision on them warns. A size read here is fixed in the traced
+    graph; read only the sizes that a decision needs (tokens, heads), never the batch.
+    """
+    if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return tuple(x.shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        return tuple(int(size) for size in x.shape)
+
+
+def refuse_undeclared(name: str, tags: AttentionTags, q: Tensor, k: Tensor, ctx: AttentionContext) -> None:
+    """Refuse a call that asks for something the variant's tags do not declare; the first line of a core's forward.
+
+    Args:
+        name: how the variant is named in the message.
+        tags: its tags.
+        q: ``(B, H, N, D)``.
+        k: ``(B, G, M, D)``.
+        ctx: the call.
+
+    Raises:
+        ValueError: naming the variant and the feature.
+    """
+    (_, heads, n, _), (_, kv_heads, m, _) = static_shape(q), static_shape(k)
+    mask = ctx.mask or AttentionMask()
+    if heads % kv_heads:
+        raise ValueError(f"{name}: {kv_heads} key/value heads do not divide {heads} query heads")
+    asked = {
+        "a causal mask": mask.causal and tags.causal == "no",
+        "attention without a causal mask": not mask.causal and not tags.bidirectional,
+        f"cross attention ({n} queries, {m} keys)": n != m and ctx.cache is None and not tags.cross,
+        f"grouped heads ({heads} query, {kv_heads} key/value heads)": heads != kv_heads and not tags.gqa,
+        "padding": (mask.key_valid is not None or mask.query_valid is not None) and not tags.padding,
+        "a window mask": mask.window is not None and not tags.patterns,
+        "a predicate mask": mask.predicate is not None and not tags.patterns,
+        "an additive score bias": ctx.bias is not None and not tags.bias,
+        "an attention map": ctx.need_map and not tags.returns_map,
+        "decoding with a cache": ctx.cache is not None and not tags.decodes,
+    }
+    for feature, refused in asked.items():
+        if refused:
+            raise ValueError(f"{name} does not support {feature}")
 
 
 @dataclass(frozen=True, slots=True)

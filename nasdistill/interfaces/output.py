@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -75,7 +75,14 @@ class ReportSection(Component, ABC):
 
 
 class SamplerFactory(Component, ABC):
-    """Makes an Optuna sampler."""
+    """Makes an Optuna sampler.
+
+    Attributes:
+        reseed: whether every trial gets a sampler with its own seed (so that trial n does not depend on what the
+            process did before); False for samplers whose seed names one sequence, such as quasi-Monte Carlo.
+    """
+
+    reseed: ClassVar[bool] = True
 
     @abstractmethod
     def create(self, *, seed: int, directions: Sequence[str], trials: int) -> optuna.samplers.BaseSampler:

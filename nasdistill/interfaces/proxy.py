@@ -20,8 +20,8 @@ class ProxyInput:
 
     Attributes:
         model: a fresh copy of the student, in the declared mode and initialisation: a proxy may do to it what it likes.
-        teacher: a fresh copy of the teacher, or None.
-        batches: at least one batch; more where the proxy's options ask for them (`Proxy.batches_needed`).
+        teacher: a fresh copy of the teacher in the same mode, for proxies tagged ``needs_teacher``; None otherwise.
+        batches: at least one batch, copied; more where the proxy's options ask for them (`Proxy.batches_needed`).
         forward: ``forward(model, batch) -> (B, K)``, the task's way of calling a model.
         loss: ``loss(output, batch) -> scalar``, the task's own loss (mean over the batch).
         io: input and output of the task.
@@ -51,10 +51,13 @@ class ProxyScore:
     Attributes:
         value: the score, higher is better. NaN and infinities become a recorded failure, ranked last.
         parts: named components (per layer, per term), for reports and for pool aggregation.
+        note: a caveat that belongs beside the value, one line (``"the semantic term is undefined here"``); empty
+            when there is none.
     """
 
     value: float
     parts: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
 
 
 class Proxy(Component, ABC):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from nasdistill.interfaces.base import Component
+from nasdistill.interfaces.task import Evaluation
 from nasdistill.spec.architecture import Architecture
 from nasdistill.spec.io import Cost
 from nasdistill.spec.measurement import Budget, TargetReport
@@ -31,6 +32,7 @@ class Candidate:
         score: validation metric after the latest distillation rung.
         loss: validation loss after it.
         epochs: distillation epochs done.
+        results: rung -> evaluation on validation after it; only results of one rung are comparable.
         reason: why it was pruned or failed.
         constraints: name -> violation (<= 0 is feasible).
     """
@@ -45,6 +47,7 @@ class Candidate:
     score: float | None = None
     loss: float | None = None
     epochs: int = 0
+    results: dict[str, Evaluation] = field(default_factory=dict)
     reason: str = ""
     constraints: dict[str, float] = field(default_factory=dict)
 
@@ -90,6 +93,12 @@ class SearchSession(Protocol):
     def propose(self, architectures: Sequence[Architecture]) -> list[Candidate]:
         """Propose given architectures (evolution, enumeration) as trials of the study."""
 
+    def enumerate(self) -> Iterator[Architecture]:
+        """Yield every architecture of every space, in a fixed order."""
+
+    def latency_ratio(self, candidate: Candidate) -> float:
+        """Return the candidate's latency on the primary target relative to the teacher's; infinity where unknown."""
+
     def check(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Rung ``static``: analytic cost, size constraints."""
 
@@ -105,6 +114,9 @@ class SearchSession(Protocol):
         """Rung `rung`: train up to `epochs` epochs in all (going on from an earlier rung) and evaluate on
         validation.
         """
+
+    def orient(self, score: float) -> float:
+        """Return a score of the task's metric so that lower is better."""
 
     def objectives(self, candidate: Candidate) -> tuple[float, ...]:
         """Return the study's objective values, all oriented so that lower is better; infinity where unknown."""

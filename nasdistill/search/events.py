@@ -1,0 +1,39 @@
+"""What a search tells whoever is watching: small records, sent as things happen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something happened.
+
+    Attributes:
+        kind: ``message`` (a sentence), ``plan`` (before the run), ``rung`` (a rung starts on `total` candidates),
+            ``step`` (one of them is done), ``epoch`` (within a distillation), ``front`` (the best so far changed),
+            ``done``.
+        text: one line for people.
+        rung: which rung, where that applies.
+        done: candidates of the rung that are done.
+        total: candidates of the rung.
+        trial: number of the trial concerned.
+        facts: anything else, JSON-able.
+    """
+
+    kind: Literal["message", "plan", "rung", "step", "epoch", "front", "done"]
+    text: str = ""
+    rung: str = ""
+    done: int = 0
+    total: int = 0
+    trial: int | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+Listener = Callable[[Event], None]
+
+
+def silent(event: Event) -> None:
+    """Ignore an event."""

@@ -1,0 +1,195 @@
+"""The parts of a run, created from its configuration and checked against each other before anything is started."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from nasdistill.errors import MismatchError, TargetUnavailableError, UsageError
+from nasdistill.files import cache_folder
+from nasdistill.host import Host
+from nasdistill.interfaces import (
+    Batch,
+    ModelGeometry,
+    Proxy,
+    SamplerFactory,
+    SearchSpace,
+    Strategy,
+    Target,
+    Task,
+    Teacher,
+    TeacherSession,
+)
+from nasdistill.spec.component import Kind, ProxyTags
+from nasdistill.spec.config import RunConfig
+
+if TYPE_CHECKING:
+    from nasdistill.distill import TeacherCache
+
+
+@dataclass(slots=True)
+class Components:
+    """The components a configuration names, created but not yet opened: cheap, and fails on any wrong name or
+    option.
+    """
+
+    host: Host
+    task: Task
+    teacher: Teacher
+    teacher_reference: str
+    locator: str
+    spaces: dict[str, SearchSpace]
+    targets: dict[str, Target]
+    proxies: dict[str, tuple[Proxy, ProxyTags]]
+    strategy: Strategy
+    sampler: SamplerFactory
+
+
+@dataclass(slots=True)
+class Parts:
+    """Everything a search works with, opened and checked."""
+
+    components: Components
+    config: RunConfig
+    task: Task
+    teacher: TeacherSession
+    geometry: ModelGeometry
+    device: str
+    cache: TeacherCache | None = None
+    calibration: tuple[Batch, ...] = field(default_factory=tuple)
+
+    @property
+    def host(self) -> Host:
+        """The host."""
+        return self.components.host
+
+    @property
+    def spaces(self) -> dict[str, SearchSpace]:
+        """Prefix -> space."""
+        return self.components.spaces
+
+
+def split_teacher(host: Host, reference: str) -> tuple[str, str]:
+    """Split ``NAME:LOCATOR`` (or ``plugin:name:LOCATOR``) into a teacher component and its locator."""
+    head, _, rest = reference.partition(":")
+    second, _, last = rest.partition(":")
+    canonical = f"{head}:{second}"
+    if any(record.id == canonical for record in host.specs(Kind.TEACHER)):
+        return canonical, last
+    return head, rest
+
+
+def create_components(config: RunConfig, host: Host) -> Components:
+    """Create everything a configuration names.
+
+    Raises:
+        UsageError: an unknown name or a wrong option; the message names the key.
+    """
+    teacher_name, locator = split_teacher(host, config.teacher.name)
+    spaces: dict[str, SearchSpace] = {}
+    for item in config.space:
+        space = host.create(Kind.SEARCH_SPACE, item.name, item.options)
+        prefix = space.id.split(":", 1)[-1]
+        if prefix in spaces:
+            prefix = space.id.replace(":", "_")
+        spaces[prefix] = space
+    targets = {}
+    for item in config.target:
+        target = host.create(Kind.TARGET, item.name, item.options)
+        targets[target.id] = target
+    proxies = {}
+    for item in config.proxy:
+        proxy = host.create(Kind.PROXY, item.name, item.options)
+        proxies[proxy.id.split(":", 1)[-1]] = (proxy, host.tags(Kind.PROXY, item.name))
+    for loss in config.objective.losses:
+        host.create(Kind.LOSS, loss.name, loss.options)
+    return Components(
+        host=host,
+        task=host.create(Kind.TASK, config.task.name, config.task.options),
+        teacher=host.create(Kind.TEACHER, teacher_name, config.teacher.options),
+        teacher_reference=config.teacher.name,
+        locator=locator,
+        spaces=spaces,
+        targets=targets,
+        proxies=proxies,
+        strategy=host.create(Kind.STRATEGY, config.search.strategy, config.search.strategy_options),
+        sampler=host.create(Kind.SAMPLER, config.search.sampler, config.search.sampler_options),
+    )
+
+
+def check_targets(components: Components) -> None:
+    """Refuse targets that cannot be used here.
+
+    Raises:
+        TargetUnavailableError: naming the target, the reason and what to install.
+    """
+    for name, target in components.targets.items():
+        availability = target.probe()
+        if not availability.ok:
+            raise TargetUnavailableError(
+                f"target {name} cannot be used here: {availability.reason}",
+                hint="nasdistill doctor shows which targets work; --target chooses others.",
+            )
+
+
+def choose_device(wanted: str) -> str:
+    """Return the torch device for training.
+
+    Raises:
+        UsageError: it is not there.
+    """
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"device {wanted!r} is not available here", hint="Set training.device to 'cpu' or 'auto'.")
+    return wanted
+
+
+def open_parts(components: Components, config: RunConfig, *, message: Callable[[str], None]) -> Parts:
+    """Read the data, open the teacher (training it on first use) and check that the parts fit.
+
+    Raises:
+        UsageError: data, teacher, task and spaces do not fit; both shapes are named.
+    """
+    from nasdistill.distill import TeacherCache
+    from nasdistill.trace import describe
+
+    task = components.task
+    cache_dir = cache_folder()
+    task.prepare(cache_dir, message)
+    for name, space in components.spaces.items():
+        reason = space.accepts(task.io)
+        if reason is not None:
+            raise MismatchError(f"space {name} does not fit the task ({task.io}): {reason}")
+    device = choose_device(config.training.device)
+    teacher = components.teacher.open(components.locator, task, cache_dir=cache_dir, device=device, progress=message)
+    task.check(teacher.model, f"teacher {components.teacher_reference}")
+    probe = next(task.batches("train", batch_size=2)).to(device)
+    geometry = describe(teacher.model, lambda model: task.forward(model, probe), label=f"teacher {teacher.label}")
+    cache = None
+    if config.training.teacher_cache and teacher.cacheable:
+        cache = TeacherCache(cache_dir / "teacher-outputs")
+    calibration = tuple(batch for batch, _ in zip(task.batches("train", batch_size=64), range(2), strict=False))
+    return Parts(components, config, task, teacher, geometry, device, cache, calibration)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Return the number of parameters of a model."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def space_summary(spaces: dict[str, SearchSpace]) -> list[dict[str, Any]]:
+    """Return name and size of every space, for the plan."""
+    return [{"space": name, "size": space.size(), "axes": len(space.axes())} for name, space in spaces.items()]
+
+
+def run_folder(out: Path | None) -> Path:
+    """Return the output folder: the one given, or the next free ``runs/digits``."""
+    from nasdistill.store import RunDirectory
+
+    return out if out is not None else RunDirectory.next_free(Path("runs") / "digits")

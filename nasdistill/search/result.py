@@ -1,0 +1,137 @@
+"""The result object of a run: what ``search --json`` and ``show --json`` print, a pure function of the run
+directory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nasdistill.interfaces import Candidate
+from nasdistill.measure import rank_quality
+from nasdistill.search.pareto import non_dominated
+from nasdistill.search.session import candidate_from_json
+from nasdistill.spec.measurement import TargetReport
+from nasdistill.store import RunDirectory
+
+
+def student_id(candidate: Candidate) -> str:
+    """Return the folder name of a trial's student: number and architecture."""
+    assert candidate.architecture is not None
+    return f"{candidate.number:04d}-{candidate.architecture.id[:6]}"
+
+
+def build_result(run: RunDirectory) -> dict[str, Any]:
+    """Return the result object of any run: finished, running or killed.
+
+    Keys are stable: ``run``, ``state``, ``teacher``, ``front``, ``trials``, ``seconds``, ``proxies``. Latencies are in
+    milliseconds, scores in the task's metric.
+    """
+    config = run.read("config.json") or {}
+    teacher = run.read("teacher.json") or {}
+    status = run.read("status.json") or {"state": "running"}
+    final = run.read("final.json") or {}
+    candidates = [candidate_from_json(value) for value in run.outcomes()]
+    return {
+        "run": str(run.path),
+        "state": status["state"],
+        "teacher": {
+            "name": config.get("teacher", {}).get("name"),
+            "score": teacher.get("score"),
+            "test_score": final.get("teacher_test_score"),
+            "latency_ms": _latencies(teacher.get("targets", {})),
+            "params": teacher.get("params"),
+            "macs": teacher.get("macs"),
+        },
+        "metric": teacher.get("metric"),
+        "front": [_student(c, final) for c in front_of(candidates, _primary(config, candidates), _higher(teacher))],
+        "trials": {
+            "complete": sum(c.state == "complete" for c in candidates),
+            "pruned": sum(c.state == "pruned" for c in candidates),
+            "failed": sum(c.state == "failed" for c in candidates),
+            "running": sum(c.state == "running" for c in candidates),
+        },
+        "seconds": run.read("seconds.json") or {},
+        "proxies": proxy_quality(candidates, _higher(teacher)),
+    }
+
+
+def front_of(candidates: Sequence[Candidate], primary: str | None, higher: bool) -> list[Candidate]:
+    """Return the feasible non-dominated complete candidates, fastest first."""
+    done = [c for c in candidates if c.state == "complete" and c.feasible and c.score is not None]
+    rows = [_row(c, primary, higher) for c in done]
+    keep = [(rows[i], done[i]) for i in non_dominated(rows)]
+    return [candidate for _, candidate in sorted(keep, key=lambda pair: (pair[0][1], pair[1].number))]
+
+
+def _row(candidate: Candidate, primary: str | None, higher: bool) -> tuple[float, float]:
+    assert candidate.score is not None
+    report = candidate.targets.get(primary or "")
+    return (-candidate.score if higher else candidate.score), (report.latency.value_ms if report else math.inf)
+
+
+def _higher(teacher: Mapping[str, Any]) -> bool:
+    return bool((teacher.get("metric") or {}).get("higher_is_better", True))
+
+
+def _primary(config: Mapping[str, Any], candidates: Sequence[Candidate]) -> str | None:
+    """Return the canonical id of the first target: reports are stored in the order of the configuration."""
+    for candidate in candidates:
+        if candidate.targets:
+            names = [target["name"] for target in config.get("target", [])]
+            for name in names[:1]:
+                for known in candidate.targets:
+                    if known == name or known.split(":", 1)[-1] == name:
+                        return known
+            return next(iter(candidate.targets))
+    return None
+
+
+def _latencies(targets: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    return {name: TargetReport.from_json(value).latency.brief() for name, value in targets.items()}
+
+
+def _student(candidate: Candidate, final: Mapping[str, Any]) -> dict[str, Any]:
+    assert candidate.architecture is not None
+    assert candidate.cost is not None
+    return {
+        "id": student_id(candidate),
+        "score": candidate.score,
+        "test_score": final.get("students", {}).get(str(candidate.number)),
+        "latency_ms": {name: report.latency.brief() for name, report in candidate.targets.items()},
+        "params": candidate.cost.params,
+        "macs": candidate.cost.macs,
+        "architecture": candidate.architecture.to_json(),
+    }
+
+
+def proxy_quality(candidates: Sequence[Candidate], higher: bool) -> dict[str, dict[str, Any]]:
+    """Return, per proxy, how well it ranked the students that were distilled later.
+
+    Students are compared after the same rung (the cheapest distillation that at least three went through), because
+    scores after different numbers of epochs are not comparable. `params` and `macs` are always among the proxies.
+    """
+    sign = 1.0 if higher else -1.0
+    by_rung: dict[str, list[tuple[Candidate, float]]] = {}
+    for candidate in candidates:
+        for rung, result in candidate.results.items():
+            by_rung.setdefault(rung, []).append((candidate, sign * result.score))
+    if not by_rung:
+        return {}
+    rung, students = max(by_rung.items(), key=lambda item: len(item[1]))
+    truth = [score for _, score in students]
+    names = sorted({name for candidate, _ in students for name in candidate.proxies} | {"params", "macs"})
+    found = {}
+    for name in names:
+        values = [_proxy_value(candidate, name) for candidate, _ in students]
+        found[name] = {**rank_quality(values, truth), "rung": rung}
+    return found
+
+
+def _proxy_value(candidate: Candidate, name: str) -> float | None:
+    if name in candidate.proxies:
+        return candidate.proxies[name]
+    if candidate.cost is None:
+        return None
+    return float(candidate.cost.params if name == "params" else candidate.cost.macs)

@@ -1,0 +1,355 @@
+"""A whole search: from a configuration to a finished run directory."""
+
+from __future__ import annotations
+
+import math
+import random
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nasdistill.distill import evaluate, train
+from nasdistill.errors import NasdistillError
+from nasdistill.host import Host
+from nasdistill.interfaces import Candidate
+from nasdistill.measure import Meter, count_macs, environment, run_proxy
+from nasdistill.search.events import Event, Listener, silent
+from nasdistill.search.parts import (
+    Components,
+    Parts,
+    check_targets,
+    create_components,
+    open_parts,
+    parameter_count,
+    space_summary,
+)
+from nasdistill.search.result import build_result, student_id
+from nasdistill.search.session import Session
+from nasdistill.search.study import Proposals
+from nasdistill.seeds import derive_seed, seeded
+from nasdistill.spec.config import RunConfig
+from nasdistill.spec.measurement import Budget
+from nasdistill.store import RunDirectory, save_student, weights_hash
+
+
+def run_search(
+    config: RunConfig,
+    out: Path,
+    *,
+    host: Host | None = None,
+    listener: Listener = silent,
+    config_text: str | None = None,
+) -> dict[str, Any]:
+    """Run a search and return its result object.
+
+    Args:
+        config: what to do.
+        out: a missing or empty folder.
+        host: where components come from; a fresh one by default.
+        listener: told what happens.
+        config_text: the user's own file, kept beside the resolved configuration.
+
+    Raises:
+        UsageError: wrong names, options, data, teacher or output folder; nothing is left behind.
+        TargetUnavailableError: a target's runtime is missing.
+    """
+    host = host or Host.load(disable=config.plugins.disable)
+    components = create_components(config, host)
+    check_targets(components)
+    existed = out.exists()
+    run = RunDirectory.create(out)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.training.threads)
+    try:
+        try:
+            parts = _set_up(run, components, config, listener, config_text)
+        except BaseException:
+            # Nothing has been found out yet, so nothing is worth keeping: leave the folder as it was.
+            shutil.rmtree(run.path, ignore_errors=True)
+            if existed:
+                run.path.mkdir(exist_ok=True)
+            raise
+        return _search(run, parts, listener)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _set_up(
+    run: RunDirectory, components: Components, config: RunConfig, listener: Listener, config_text: str | None
+) -> Parts:
+    """Open the parts and write down what the run is."""
+
+    def message(text: str) -> None:
+        listener(Event("message", text))
+
+    start = time.monotonic()
+    parts = open_parts(components, config, message=message)
+    run.write("config.json", config.to_json())
+    if config_text is not None:
+        run.write_text("config.toml", config_text)
+    plugins = [
+        {"plugin": p.name, "distribution": p.distribution, "version": p.version} for p in components.host.plugins()
+    ]
+    run.write("environment.json", {**environment(), "plugins": plugins})
+    task, teacher = parts.task, parts.teacher
+    result = evaluate(teacher.model, task, "validation")
+    metric = task.metric
+    run.write(
+        "teacher.json",
+        {
+            "name": config.teacher.name,
+            "label": teacher.label,
+            "fingerprint": teacher.fingerprint,
+            "task_fingerprint": task.fingerprint,
+            "metric": {"name": metric.name, "higher_is_better": metric.higher_is_better, "unit": metric.unit},
+            "score": result.score,
+            "loss": result.loss,
+            "params": parameter_count(teacher.model),
+            "macs": count_macs(teacher.model.cpu(), task.example(1)),
+            "targets": {},
+        },
+    )
+    teacher.model.to(parts.device)
+    message(f"teacher {teacher.label}: validation {metric.name} {result.score:.4f} ({time.monotonic() - start:.0f} s)")
+    return parts
+
+
+def _search(run: RunDirectory, parts: Parts, listener: Listener) -> dict[str, Any]:
+    """Run the strategy and finish the run, whatever ends it."""
+    config = parts.config
+    budget = latency_budget(config, config.latency.max_pairs)
+    meters = {
+        name: Meter(
+            target, run.path / "artefacts" / name.replace(":", "_"), budget, derive_seed(config.search.seed, name)
+        )
+        for name, target in parts.components.targets.items()
+    }
+    higher = parts.task.metric.higher_is_better
+    primary = next(iter(meters))
+    proposals = Proposals(
+        run.study_url,
+        parts.spaces,
+        parts.components.sampler,
+        metric_names=[parts.task.metric.name, f"latency_ms {primary.split(':', 1)[-1]}"],
+        directions=["maximize" if higher else "minimize", "minimize"],
+        seed=config.search.seed,
+        trials=config.search.trials,
+    )
+    session = Session(run, parts, proposals, meters, listener)
+    run.write("status.json", {"state": "running"})
+    run.event("started")
+    try:
+        session.measure_teacher()
+        _record_teacher(run, session)
+        listener(
+            Event("plan", plan_text(parts, session), facts={"plan": parts.components.strategy.plan(session.trials)})
+        )
+        parts.components.strategy.run(session)
+        finish(run, session, listener)
+        run.write("status.json", {"state": "finished"})
+        run.event("finished")
+    except KeyboardInterrupt:
+        run.write("status.json", {"state": "interrupted"})
+        raise
+    except BaseException as error:
+        run.write("status.json", {"state": "failed", "reason": f"{type(error).__name__}: {error}"})
+        raise
+    finally:
+        for meter in meters.values():
+            meter.close()
+    result = build_result(run)
+    run.write("result.json", result)
+    listener(Event("done", f"front of {len(result['front'])} students in {run.path}"))
+    return result
+
+
+def latency_budget(config: RunConfig, pairs: int) -> Budget:
+    """Return the budget of one latency measurement."""
+    latency = config.latency
+    return Budget(
+        max_seconds=latency.max_seconds,
+        min_pairs=min(latency.min_pairs, pairs),
+        max_pairs=pairs,
+        relative_width=latency.relative_width,
+    )
+
+
+def finish(run: RunDirectory, session: Session, listener: Listener) -> None:
+    """Time the front head to head with the teacher, look at the test split once, and save the students."""
+    parts = session.parts
+    config = parts.config
+    front = session.front()
+    if front:
+        pairs = config.latency.final_pairs
+        seconds = config.latency.max_seconds * (len(front) + 1)
+        budget = Budget(seconds, min(config.latency.min_pairs, pairs), pairs, config.latency.relative_width / 2)
+        session.measure(front, budget=budget, together=True)
+        _record_teacher(run, session)
+        # The better timing may reorder near neighbours: those now dominated leave the front.
+        front = session.front()
+    listener(Event("message", f"evaluating the teacher and {len(front)} students on the test split"))
+    start = time.monotonic()
+    tested = {str(c.number): _test_score(session, c) for c in front}
+    run.write(
+        "final.json",
+        {
+            "teacher_test_score": evaluate(parts.teacher.model, parts.task, "test").score,
+            "students": tested,
+        },
+    )
+    for candidate in front:
+        save_front_member(run, session, candidate, tested[str(candidate.number)])
+    shutil.rmtree(run.path / "artefacts", ignore_errors=True)
+    session._spent("final report", time.monotonic() - start)
+
+
+def _test_score(session: Session, candidate: Candidate) -> float:
+    model = session.build(candidate).to(session.parts.device)
+    return evaluate(model, session.parts.task, "test").score
+
+
+def save_front_member(run: RunDirectory, session: Session, candidate: Candidate, test_score: float) -> None:
+    """Save a student with its provenance."""
+    parts = session.parts
+    arch = session.arch(candidate)
+    model = session.build(candidate).cpu()
+    provenance = {
+        "trial": candidate.number,
+        "teacher": {"name": parts.config.teacher.name, "fingerprint": parts.teacher.fingerprint},
+        "task": {"name": parts.config.task.name, "fingerprint": parts.task.fingerprint},
+        "objective": parts.config.objective.model_dump(mode="json"),
+        "training": parts.config.training.model_dump(mode="json"),
+        "seed": parts.config.search.seed,
+        "epochs": candidate.epochs,
+        "validation": {"score": candidate.score, "loss": candidate.loss},
+        "test": {"score": test_score},
+        "cost": {"params": candidate.cost.params, "macs": candidate.cost.macs} if candidate.cost else None,
+        "targets": {name: report.to_json() for name, report in candidate.targets.items()},
+        "state_sha256": weights_hash(model),
+    }
+    save_student(run.student(student_id(candidate)), model, arch, parts.task.io, provenance)
+
+
+def _record_teacher(run: RunDirectory, session: Session) -> None:
+    facts = run.read("teacher.json") or {}
+    facts["targets"] = {name: report.to_json() for name, report in session.teacher_reports.items()}
+    run.write("teacher.json", facts)
+
+
+# ---- the plan -----------------------------------------------------------------------------------------------------
+
+
+def plan_text(parts: Parts, session: Session) -> str:
+    """Return the plan in a few lines, with a time estimate from a timed pilot."""
+    lines = [
+        f"space    {row['space']}: {_count(row['size'])} architectures, {row['axes']} axes"
+        for row in space_summary(parts.spaces)
+    ]
+    latency = session.teacher_reports[session.primary_target].latency
+    lines.append(
+        f"teacher  {parts.teacher.label}: {parameter_count(parts.teacher.model) / 1e3:.0f}k parameters, "
+        f"{latency.value_ms:.3f} ms on {session.primary_target}"
+    )
+    lines.append(f"targets  {', '.join(session.meters)}")
+    rows = parts.components.strategy.plan(session.trials)
+    seconds = pilot(parts, session)
+    total = 0.0
+    for row in rows:
+        cost = seconds["epoch"] * row["epochs"] if "epochs" in row else seconds.get(row["rung"], 0.0)
+        spent = cost * row["candidates"]
+        total += spent
+        detail = f", {row['epochs']} epochs each" if "epochs" in row else ""
+        lines.append(f"rung     {row['rung']}: about {row['candidates']} candidates{detail}, {_time(spent)}")
+    lines.append(f"estimate {_time(total)} in all, from a pilot of one candidate per space")
+    return "\n".join(lines)
+
+
+def pilot(parts: Parts, session: Session) -> dict[str, float]:
+    """Return mean seconds of the proxies, of one measurement and of one epoch, over one candidate per space."""
+    found: dict[str, list[float]] = {"proxies": [], "latency": [], "epoch": []}
+    task, config = parts.task, parts.config
+    size = config.training.batch_size
+    seed = config.search.seed
+    for space in parts.spaces.values():
+        arch = space.sample(random.Random(derive_seed(seed, "pilot", space.id)))
+        with seeded(seed, "pilot"):
+            model = space.build(arch, task.io).eval()
+        batches = tuple(b for b, _ in zip(task.batches("train", batch_size=size), range(2), strict=False))
+        start = time.monotonic()
+        for name, (proxy, tags) in parts.components.proxies.items():
+            run_proxy(
+                proxy,
+                tags,
+                model=model,
+                teacher=parts.teacher.model if tags.needs_teacher else None,
+                batches=batches,
+                forward=task.forward,
+                loss=task.loss,
+                io=task.io,
+                cost=space.cost(arch, task.io),
+                seed=derive_seed(seed, "pilot", name),
+            )
+        found["proxies"].append(time.monotonic() - start)
+        start = time.monotonic()
+        try:
+            for meter in session.meters.values():
+                meter.report(model, session.example(), name="pilot")
+            found["latency"].append(time.monotonic() - start)
+            start = time.monotonic()
+            train(
+                model.to(parts.device),
+                task,
+                parts.teacher,
+                config.objective,
+                config.training,
+                epochs=1,
+                seed=0,
+                data_seed=derive_seed(seed, "data"),
+                host=parts.host,
+                cache=parts.cache,
+                layer_map=space.layer_map(arch, parts.geometry) or None,
+                device=parts.device,
+            )
+            found["epoch"].append(time.monotonic() - start)
+        except NasdistillError:
+            continue  # an estimate is not worth failing for; the trial itself will say what is wrong
+    return {name: sum(values) / len(values) if values else 0.0 for name, values in found.items()}
+
+
+def _count(number: int) -> str:
+    return f"{number:,}" if number < 1_000_000 else f"{number:.1e}"
+
+
+def _time(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "unknown"
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
+
+
+def summary_rows(result: dict[str, Any]) -> list[list[str]]:
+    """Return teacher and front as table rows: id, space, validation, test, latency per target, parameters, MACs."""
+    teacher = result["teacher"]
+    return [
+        _cells("teacher", teacher.get("name") or "", teacher, teacher),
+        *(_cells(s["id"], s["architecture"]["space"].split(":", 1)[-1], s, teacher) for s in result["front"]),
+    ]
+
+
+def _cells(name: str, kind: str, item: dict[str, Any], teacher: dict[str, Any]) -> list[str]:
+    def percent(value: float | None) -> str:
+        return "-" if value is None else f"{100 * value:.2f}"
+
+    cells = [name, kind, percent(item.get("score")), percent(item.get("test_score"))]
+    for target, reference in teacher["latency_ms"].items():
+        value = item["latency_ms"].get(target)
+        if value is None:
+            cells.append("-")
+            continue
+        ratio = value["value"] / reference["value"]
+        cells.append(f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}] {ratio:.3f}x")
+    params, macs = item.get("params"), item.get("macs")
+    cells += ["-" if params is None else f"{params:,}", "-" if macs is None else f"{macs:,}"]
+    return cells

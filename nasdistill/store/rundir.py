@@ -1,0 +1,176 @@
+"""The run directory: one folder per search, written atomically, movable, readable at any time.
+
+```
+config.json      the complete configuration         config.toml   the user's file, as given
+environment.json versions, machine, plugins          study.db      the Optuna study
+teacher.json     scores, size, latency               events.jsonl  what happened when
+trials/0007/     architecture.json  outcome.json  losses.jsonl  weights.safetensors
+students/ID/     architecture.json  model.safetensors  provenance.json
+result.json      the result object, once finished
+```
+No pickles, no absolute paths of ours.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nasdistill.errors import UsageError
+from nasdistill.files import read_json, write_json, write_text
+
+FORMAT = "nasdistill.run"
+FORMAT_VERSION = 1
+
+
+class RunDirectory:
+    """Paths and records of one run.
+
+    Args:
+        path: the folder; use :meth:`create` for a new run and :meth:`open` for an old one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    # ---- opening ------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, path: Path) -> RunDirectory:
+        """Make a new run folder.
+
+        Raises:
+            UsageError: the path is a file, a folder with something in it, or cannot be written to.
+        """
+        if path.exists() and not path.is_dir():
+            raise UsageError(f"output {path} is a file", hint="Choose another folder with --out.")
+        if path.is_dir() and any(path.iterdir()):
+            known = (path / "run.json").exists()
+            raise UsageError(
+                f"output folder {path} is not empty" + (" (it holds a run)" if known else ""),
+                hint=f"Choose another folder with --out{f', or look at it: nasdistill show {path}' if known else ''}.",
+            )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            run = cls(path)
+            write_json(path / "run.json", {"format": FORMAT, "format_version": FORMAT_VERSION, "created": time.time()})
+        except OSError as error:
+            raise UsageError(
+                f"cannot write to output folder {path}: {error.strerror or error}",
+                hint="Choose another folder with --out.",
+            ) from None
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """Open an existing run, finished or not.
+
+        Raises:
+            UsageError: no run there, or one of another format version.
+        """
+        marker = path / "run.json"
+        try:
+            head = read_json(marker)
+        except (OSError, ValueError):
+            raise UsageError(
+                f"{path} is not a run directory (no readable run.json)",
+                hint="nasdistill search --out DIR makes one.",
+            ) from None
+        if not isinstance(head, dict) or head.get("format") != FORMAT:
+            raise UsageError(f"{marker} does not describe a nasdistill run")
+        if head.get("format_version") != FORMAT_VERSION:
+            raise UsageError(
+                f"{path} was written in run format {head.get('format_version')}, this version reads {FORMAT_VERSION}",
+                hint="Open it with the version of nasdistill named in its environment.json.",
+            )
+        return cls(path)
+
+    @staticmethod
+    def next_free(base: Path) -> Path:
+        """Return `base`, or ``base-2``, ``base-3`` ... : the first that does not exist or is empty."""
+        number = 1
+        while True:
+            path = base if number == 1 else base.with_name(f"{base.name}-{number}")
+            if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+                return path
+            number += 1
+
+    # ---- records --------------------------------------------------------------------------------------------------
+
+    @property
+    def study_url(self) -> str:
+        """SQLAlchemy URL of the study."""
+        return f"sqlite:///{self.path / 'study.db'}"
+
+    def trial(self, number: int) -> Path:
+        """Return a trial's folder."""
+        return self.path / "trials" / f"{number:04d}"
+
+    def student(self, identifier: str) -> Path:
+        """Return a student's folder."""
+        return self.path / "students" / identifier
+
+    def write(self, name: str, value: Any) -> None:
+        """Write one of the top-level JSON files."""
+        write_json(self.path / name, value)
+
+    def read(self, name: str) -> Any | None:
+        """Return one of the top-level JSON files, None where it is missing.
+
+        Raises:
+            UsageError: it is there, but is not JSON.
+        """
+        path = self.path / name
+        try:
+            return read_json(path)
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise UsageError(f"{path} is damaged: {error}") from None
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write one of the top-level text files."""
+        write_text(self.path / name, text)
+
+    def write_trial(self, number: int, outcome: dict[str, Any]) -> None:
+        """Write a trial's record (architecture and outcome)."""
+        folder = self.trial(number)
+        if outcome.get("architecture") is not None and not (folder / "architecture.json").exists():
+            write_json(folder / "architecture.json", outcome["architecture"])
+        write_json(folder / "outcome.json", outcome)
+
+    def outcomes(self) -> Iterator[dict[str, Any]]:
+        """Yield the records of all trials by number; a damaged one is left out (`damaged` names it)."""
+        for folder in sorted((self.path / "trials").glob("[0-9]*")):
+            try:
+                value = read_json(folder / "outcome.json")
+            except (OSError, ValueError):
+                continue
+            if isinstance(value, dict):
+                yield value
+
+    def event(self, kind: str, **facts: Any) -> None:
+        """Append a line to the event log."""
+        line = json.dumps({"time": time.time(), "event": kind, **facts}, sort_keys=True)
+        with (self.path / "events.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return the event log; a torn last line is left out."""
+        try:
+            text = (self.path / "events.jsonl").read_text(encoding="utf-8")
+        except OSError:
+            return []
+        found = []
+        for line in text.splitlines():
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                continue
+        return found

@@ -1,0 +1,93 @@
+"""Optuna's samplers by name.
+
+TPE is made multivariate: Optuna's own default for several objectives models each parameter alone. All spaces are flat
+and always complete, so relative samplers see every parameter in every trial.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import ClassVar
+
+import optuna
+from pydantic import Field
+
+from nasdistill.interfaces import SamplerFactory
+from nasdistill.spec.options import ComponentOptions
+
+
+class TpeOptions(ComponentOptions):
+    """Options of `tpe`."""
+
+    startup: int | None = Field(
+        None, ge=1, description="Random trials first; a third of all (at most 10) if not given."
+    )
+    candidates: int = Field(48, ge=1, description="Draws per proposal, of which the best is taken.")
+
+
+class Tpe(SamplerFactory):
+    """Multivariate TPE (Watanabe 2023, arXiv:2304.11127); several objectives by non-dominated rank and hypervolume."""
+
+    options_model: ClassVar[type[ComponentOptions]] = TpeOptions
+    options: TpeOptions
+
+    def create(self, *, seed: int, directions: Sequence[str], trials: int) -> optuna.samplers.BaseSampler:
+        """Return the sampler."""
+        startup = self.options.startup or min(10, max(1, trials // 3))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.samplers.TPESampler(
+                n_startup_trials=startup,
+                n_ei_candidates=self.options.candidates,
+                multivariate=True,
+                constant_liar=True,
+                seed=seed,
+            )
+
+
+class Nsga2Options(ComponentOptions):
+    """Options of `nsga2`."""
+
+    population: int | None = Field(None, ge=2, description="Population; a quarter of all trials if not given.")
+
+
+class Nsga2(SamplerFactory):
+    """NSGA-II (Deb et al. 2002)."""
+
+    options_model: ClassVar[type[ComponentOptions]] = Nsga2Options
+    options: Nsga2Options
+
+    def create(self, *, seed: int, directions: Sequence[str], trials: int) -> optuna.samplers.BaseSampler:
+        """Return the sampler."""
+        return optuna.samplers.NSGAIISampler(population_size=self.options.population or max(4, trials // 4), seed=seed)
+
+
+class Gp(SamplerFactory):
+    """Gaussian process with (constrained, multi-objective) log expected improvement."""
+
+    def create(self, *, seed: int, directions: Sequence[str], trials: int) -> optuna.samplers.BaseSampler:
+        """Return the sampler."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=min(10, max(1, trials // 3)))
+
+
+class Qmc(SamplerFactory):
+    """Scrambled Sobol sequence: even coverage without learning."""
+
+    reseed: ClassVar[bool] = False
+
+    def create(self, *, seed: int, directions: Sequence[str], trials: int) -> optuna.samplers.BaseSampler:
+        """Return the sampler."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.samplers.QMCSampler(scramble=True, seed=seed, warn_asynchronous_seeding=False)
+
+
+class Random(SamplerFactory):
+    """Independent uniform draws."""
+
+    def create(self, *, seed: int, directions: Sequence[str], trials: int) -> optuna.samplers.BaseSampler:
+        """Return the sampler."""
+        return optuna.samplers.RandomSampler(seed=seed)
