@@ -97,6 +97,7 @@ class AttentionTags:
         decodes: supports token-by-token decoding with a cache.
         exportable: exports to ONNX.
         owns_parameters: adds trainable parameters of its own.
+        patterns: honours ``AttentionMask.window`` and ``AttentionMask.predicate``.
     """
 
     level: Literal["core", "module", "model"] = "core"
@@ -113,6 +114,7 @@ class AttentionTags:
     decodes: bool = False
     exportable: bool = True
     owns_parameters: bool = False
+    patterns: bool = False
 
 
 @dataclass(frozen=True, slots=True)
