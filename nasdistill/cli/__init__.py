@@ -1,4 +1,4 @@
-"""The command line."""
+"""The command line: one module per command, named in :mod:`nasdistill.cli.table`, imported when it is run."""
 
 from __future__ import annotations
 
@@ -6,5 +6,14 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code."""
-    raise SystemExit("not built yet")
+    """Run the command line.
+
+    Args:
+        argv: the words after the program's name; None takes them from the process.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted.
+    """
+    from nasdistill.cli.app import run
+
+    return run(argv)

@@ -1,0 +1,128 @@
+"""How commands print: results on stdout, everything else on stderr.
+
+A table is drawn with rich on a terminal and is aligned text otherwise, so that it can be piped; ``NO_COLOR`` is
+honoured. JSON goes to stdout as one object, the last thing there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+_quiet = False
+_verbose = 0
+
+
+def configure(*, quiet: bool, verbose: int) -> None:
+    """Set how much :func:`info` and :func:`detail` say; called once by the frame."""
+    global _quiet, _verbose
+    _quiet, _verbose = quiet, verbose
+    if verbose:
+        import logging
+
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+        logger = logging.getLogger("nasdistill")
+        logger.handlers[:] = [handler]
+        logger.setLevel(logging.DEBUG if verbose > 1 else logging.INFO)
+
+
+def is_quiet() -> bool:
+    """Return whether the user asked for results and errors only (``-q``)."""
+    return _quiet
+
+
+def info(text: str) -> None:
+    """Print progress to stderr, unless quiet."""
+    if not _quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
+def detail(text: str) -> None:
+    """Print to stderr with ``-v`` only."""
+    if _verbose:
+        print(text, file=sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    """Print a warning to stderr, unless quiet."""
+    if not _quiet:
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    """Print `value` to stdout as indented JSON.
+
+    Raises:
+        ValueError: it holds NaN or an infinity, which JSON cannot say.
+    """
+    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
+    print(json.dumps(value, indent=2, ensure_ascii=encoding != "utf8", allow_nan=False), flush=True)
+
+
+def is_terminal(stream: TextIO | None = None) -> bool:
+    """Return whether a stream (stdout by default) is a terminal that can move its cursor."""
+    stream = sys.stdout if stream is None else stream
+    return stream.isatty() and os.environ.get("TERM", "") != "dumb"
+
+
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = "", right: Sequence[str] = ()
+) -> None:
+    """Print a table to stdout.
+
+    Args:
+        columns: headings.
+        rows: one cell per column; None is an empty cell. Numbers are printed as they are: format them before.
+        title: a line above.
+        right: headings of the columns that are aligned to the right.
+    """
+    cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    if is_terminal():
+        _rich_table(columns, cells, title, right)
+    else:
+        print(plain_table(columns, cells, title=title, right=right))
+
+
+def plain_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", right: Sequence[str] = ()
+) -> str:
+    """Return a table as aligned text, two spaces between columns, nothing cut off."""
+    widths = [max(len(heading), *(len(row[i]) for row in rows), 0) for i, heading in enumerate(columns)]
+
+    def line(values: Sequence[str]) -> str:
+        parts = [
+            value.rjust(width) if heading in right else value.ljust(width)
+            for heading, value, width in zip(columns, values, widths, strict=True)
+        ]
+        return "  ".join(parts).rstrip()
+
+    lines = [line(columns), line(["-" * width for width in widths]), *(line(row) for row in rows)]
+    return "\n".join([title, *lines] if title else lines)
+
+
+def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str, right: Sequence[str]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in columns:
+        table.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))  # Text: brackets in a cell are not markup
+    Console(file=sys.stdout).print(table)
+
+
+def print_pairs(pairs: Mapping[str, object]) -> None:
+    """Print names and values in two columns to stdout; a value of several lines is indented under its name."""
+    width = max(map(len, pairs), default=0)
+    for name, value in pairs.items():
+        first, *rest = str(value).splitlines() or [""]
+        print(f"{name:<{width}}  {first}".rstrip())
+        for text in rest:
+            print(f"{'':<{width}}  {text}")
