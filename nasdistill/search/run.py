@@ -144,9 +144,7 @@ def _search(run: RunDirectory, parts: Parts, listener: Listener) -> dict[str, An
     try:
         session.measure_teacher()
         _record_teacher(run, session)
-        listener(
-            Event("plan", plan_text(parts, session), facts={"plan": parts.components.strategy.plan(session.trials)})
-        )
+        listener(make_plan(parts, session))
         parts.components.strategy.run(session)
         finish(run, session, listener)
         run.write("status.json", {"state": "finished"})
@@ -242,8 +240,8 @@ def _record_teacher(run: RunDirectory, session: Session) -> None:
 # ---- the plan -----------------------------------------------------------------------------------------------------
 
 
-def plan_text(parts: Parts, session: Session) -> str:
-    """Return the plan in a few lines, with a time estimate from a timed pilot."""
+def make_plan(parts: Parts, session: Session) -> Event:
+    """Return the plan as an event: a few lines, with a time estimate from a timed pilot."""
     lines = [
         f"space    {row['space']}: {_count(row['size'])} architectures, {row['axes']} axes"
         for row in space_summary(parts.spaces)
@@ -264,7 +262,7 @@ def plan_text(parts: Parts, session: Session) -> str:
         detail = f", {row['epochs']} epochs each" if "epochs" in row else ""
         lines.append(f"rung     {row['rung']}: about {row['candidates']} candidates{detail}, {_time(spent)}")
     lines.append(f"estimate {_time(total)} in all, from a pilot of one candidate per space")
-    return "\n".join(lines)
+    return Event("plan", "\n".join(lines), facts={"rungs": rows, "seconds": total})
 
 
 def pilot(parts: Parts, session: Session) -> dict[str, float]:
@@ -327,6 +325,13 @@ def _time(seconds: float) -> str:
     if not math.isfinite(seconds):
         return "unknown"
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
+
+
+def summary_header(result: dict[str, Any]) -> list[str]:
+    """Return the column names that go with :func:`summary_rows`."""
+    metric = (result.get("metric") or {}).get("name", "score")
+    targets = [f"{name.split(':', 1)[-1]} ms [interval] ratio" for name in result["teacher"]["latency_ms"]]
+    return ["student", "space", f"val {metric} %", f"test {metric} %", *targets, "params", "MACs"]
 
 
 def summary_rows(result: dict[str, Any]) -> list[list[str]]:

@@ -1,0 +1,153 @@
+"""``nasdistill search``: from a teacher to a Pareto front of distilled, measured students."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml", help="configuration file")
+    parser.add_argument("--preset", metavar="NAME", help="start from a bundled preset (default: digits)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="new run directory (default: runs/NAME, next free)")
+    parser.add_argument("--trials", type=int, metavar="N", help="architectures to propose")
+    parser.add_argument("--timeout", type=float, metavar="S", help="seconds after which nothing new is proposed")
+    parser.add_argument("--seed", type=int, metavar="S", help="root of all randomness")
+    parser.add_argument("--space", action="append", metavar="NAME", help="search space; repeat for several")
+    parser.add_argument("--teacher", metavar="T", help="teacher, such as timm:resnet18 or builtin:digits")
+    parser.add_argument("--data", metavar="PATH", help="data of the task: a folder, an .npz, a .parquet, or digits")
+    parser.add_argument("--target", action="append", metavar="T", help="target; the first is the second objective")
+    parser.add_argument("--proxy", action="append", metavar="P", help="proxy; repeat for several")
+    parser.add_argument("--strategy", metavar="NAME", help="how the budget is spent")
+    parser.add_argument("--sampler", metavar="NAME", help="who proposes: tpe, nsga2, gp, qmc, random")
+    parser.add_argument("--max-latency-ms", type=float, metavar="X", help="limit on the first target")
+    parser.add_argument("--max-params", type=int, metavar="N", help="limit on parameters")
+    parser.add_argument("--max-macs", type=int, metavar="N", help="limit on multiply-accumulates")
+    parser.add_argument("--no-teacher-cache", action="store_true", help="run the teacher again for every student")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any key, such as training.lr=1e-3 (TOML value)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result object as the last thing on stdout")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the search."""
+    from nasdistill.spec.config import parse_config, preset_text, read_toml
+
+    text = None
+    if args.config is not None:
+        values, where = read_toml(args.config), str(args.config)
+        text = args.config.read_text(encoding="utf-8")
+        if args.preset:
+            from nasdistill.errors import UsageError
+
+            raise UsageError("give a configuration file or --preset, not both")
+        name = args.config.stem
+    else:
+        import tomllib
+
+        name = args.preset or "digits"
+        values, where = tomllib.loads(preset_text(name)), f"preset {name}"
+    values = override(values, args)
+    config = parse_config(values, where=where)
+
+    from nasdistill.cli.output import print_json, print_table
+    from nasdistill.cli.progress import Display
+    from nasdistill.host import Host
+    from nasdistill.search.run import run_search, summary_header, summary_rows
+    from nasdistill.store import RunDirectory
+
+    out = args.out if args.out is not None else RunDirectory.next_free(Path("runs") / name)
+    host = Host.load(disable=(*config.plugins.disable, *getattr(args, "no_plugin", ())))
+    with Display() as display:
+        result = run_search(config, out, host=host, listener=display, config_text=text)
+    if args.json:
+        print_json(result)
+    else:
+        print_table(summary_header(result), summary_rows(result))
+        for line in closing_lines(result):
+            print(line)
+    return 0
+
+
+def override(values: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """Return the configuration with the command line's values in place."""
+    values = {**values}
+
+    def put(path: str, value: Any) -> None:
+        table = values
+        *parents, leaf = path.split(".")
+        for parent in parents:
+            inner = table.get(parent)
+            table[parent] = dict(inner) if isinstance(inner, dict) else {}
+            table = table[parent]
+        table[leaf] = value
+
+    if args.strategy is not None and values.get("search", {}).get("strategy") != args.strategy:
+        # Options belong to the strategy that the file names; another one starts from its own defaults.
+        put("search.strategy_options", {})
+    for item in args.set:
+        key, _, raw = item.partition("=")
+        put(key.strip(), _toml_value(raw, item))
+    for flag, path in (
+        ("trials", "search.trials"),
+        ("timeout", "search.timeout"),
+        ("seed", "search.seed"),
+        ("strategy", "search.strategy"),
+        ("sampler", "search.sampler"),
+        ("teacher", "teacher.name"),
+        ("data", "task.options.data"),
+        ("max_latency_ms", "constraints.max_latency_ms"),
+        ("max_params", "constraints.max_params"),
+        ("max_macs", "constraints.max_macs"),
+    ):
+        if getattr(args, flag) is not None:
+            put(path, getattr(args, flag))
+    if args.no_teacher_cache:
+        put("training.teacher_cache", False)
+    for flag in ("space", "target", "proxy"):
+        names = getattr(args, flag)
+        if names:
+            entries = values.get(flag, [])
+            known = {e.get("name"): e for e in entries if isinstance(e, dict)} if isinstance(entries, list) else {}
+            values[flag] = [known.get(name, {"name": name}) for name in names]
+    return values
+
+
+def _toml_value(raw: str, item: str) -> Any:
+    """Read the right-hand side of ``--set``: a TOML value, or a bare word taken as text."""
+    import tomllib
+
+    from nasdistill.errors import UsageError
+
+    if "=" not in item:
+        raise UsageError(f"--set {item!r}: write KEY=VALUE, such as training.lr=1e-3")
+    try:
+        return tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        return raw
+
+
+def closing_lines(result: dict[str, Any]) -> list[str]:
+    """Return what to say under the table: trials, where the run is, how the proxies did."""
+    trials, teacher = result["trials"], result["teacher"]
+    lines = [
+        f"{trials['complete']} distilled in full, {trials['pruned']} pruned, {trials['failed']} failed; "
+        f"{sum(result['seconds'].values()):.0f} s of work.",
+    ]
+    ranks = [
+        f"{name} {quality['spearman']:+.2f}"
+        for name, quality in result["proxies"].items()
+        if quality.get("spearman") is not None
+    ]
+    if ranks:
+        n = max(quality["n"] for quality in result["proxies"].values())
+        lines.append(f"Proxies against distilled scores (Spearman, n={n}): {', '.join(ranks)}.")
+    if not result["front"]:
+        lines.append("No student was finished; `nasdistill show` lists why in trials/*/outcome.json.")
+    elif teacher.get("test_score") is not None and result["front"][0].get("test_score") is None:
+        lines.append("Test scores are not known yet: the run did not reach its final report.")
+    lines.append(f"Run: {result['run']} (nasdistill show {result['run']})")
+    return lines
