@@ -1,0 +1,79 @@
+"""Fixed, stratified splits, and the choice of labelled images in the few-label setting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nasdistill.errors import DataError
+from nasdistill.interfaces.task import Split
+from nasdistill.seeds import torch_generator
+from nasdistill_tasks.sources import Images
+
+
+def complete(
+    given: Mapping[Split, Images], *, validation: float, test: float, seed: int, origin: str
+) -> dict[Split, Images]:
+    """Return train, validation and test; what is missing is taken from the training images, stratified by class.
+
+    With no split given, scikit-learn's stratified ``train_test_split`` runs twice with ``random_state=seed``: first
+    ``test_size = validation + test`` of everything, then ``test / (validation + test)`` of that part. For the digits
+    at .2 and .2 that is 1078 / 359 / 360 images. With one of the two given, the other's share of what it would have had
+    beside train alone is taken: ``validation / (1 - test)``, ``test / (1 - validation)``. The order within each part
+    is that of the data.
+
+    Raises:
+        DataError: too few images of a class to split.
+    """
+    parts = dict(given)
+    train = parts["train"]
+    index = np.arange(len(train.labels))
+    if "validation" not in parts and "test" not in parts:
+        index, rest = _cut(index, train.labels, validation + test, seed, origin)
+        first, second = _cut(rest, train.labels, test / (validation + test), seed, origin)
+        parts["validation"], parts["test"] = (
+            train.select(torch.from_numpy(first)),
+            train.select(torch.from_numpy(second)),
+        )
+    elif "validation" not in parts:
+        index, taken = _cut(index, train.labels, validation / (1 - test), seed, origin)
+        parts["validation"] = train.select(torch.from_numpy(taken))
+    elif "test" not in parts:
+        index, taken = _cut(index, train.labels, test / (1 - validation), seed, origin)
+        parts["test"] = train.select(torch.from_numpy(taken))
+    parts["train"] = train.select(torch.from_numpy(index))
+    return parts
+
+
+def _cut(index: np.ndarray, labels: Tensor, share: float, seed: int, origin: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the positions that stay and those that are taken, each sorted."""
+    from sklearn.model_selection import train_test_split
+
+    try:
+        stay, taken = train_test_split(
+            index, test_size=share, stratify=labels.numpy()[index], random_state=seed, shuffle=True
+        )
+    except ValueError as error:
+        counts = torch.bincount(labels)
+        raise DataError(
+            f"{origin}: too few images to split off {share:.0%} of each class; the smallest class has "
+            f"{int(counts.min())} of {len(labels)} images ({str(error).splitlines()[0]})",
+            hint="Add images, or provide separate validation and test data.",
+        ) from None
+    return np.sort(stay), np.sort(taken)
+
+
+def choose_labelled(labels: Tensor, share: float, seed: int) -> Tensor:
+    """Return ``(n,)`` bool: `share` of each class, rounded, at least one image per class.
+
+    A smaller share chooses a subset of a larger one's images, so label counts can be compared.
+    """
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for label in torch.unique(labels).tolist():
+        members = torch.nonzero(labels == label).squeeze(1)
+        order = torch.randperm(len(members), generator=torch_generator(seed, "labelled", label))
+        chosen[members[order[: max(1, round(share * len(members)))]]] = True
+    return chosen
