@@ -23,10 +23,26 @@ Signatures::
     describe(model, run, label="model") -> ModelGeometry
     even_layer_map(student_layers: int, teacher_layers: int) -> dict[int, int]
     trace_model(model, batch, sites, forward, plan=None) -> tuple[Trace, Tensor]
-    make_tracer(forward: Callable[[nn.Module, Batch], Tensor]) -> ModelTracer
+    make_tracer(forward: Callable[[nn.Module, Batch], Tensor], label="model") -> ModelTracer
         .__call__(model, batch, sites) -> Trace
         .plan(model, batch) -> SitePlan              # cached per model, weakly
 
 A plan holds module paths, not modules: it serves a deep copy too (``plan.capture(sites, model=copy)``), and keeps no
 model alive. When nothing but ``logits`` is asked for, no hook is set at all.
 """
+
+from nasdistill.trace.capture import Capture, Recorder
+from nasdistill.trace.plan import SitePlan, describe
+from nasdistill.trace.tracer import ModelTracer, even_layer_map, make_tracer, trace_model, valid_tokens
+
+__all__ = [
+    "Capture",
+    "ModelTracer",
+    "Recorder",
+    "SitePlan",
+    "describe",
+    "even_layer_map",
+    "make_tracer",
+    "trace_model",
+    "valid_tokens",
+]
