@@ -115,7 +115,7 @@ def _torch() -> dict[str, Any]:
         import torch
     except Exception as error:  # a broken build may raise anything
         return {"ok": False, "problem": f"{type(error).__name__}: {error}"}
-    cuda = torch.cuda.is_available()
+    accelerators = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
     return {
         "ok": True,
         "version": torch.__version__,
