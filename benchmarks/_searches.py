@@ -1,0 +1,114 @@
+"""What the benchmarks that run whole searches share: run one, and read its front back per test image."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _common import say
+
+from nasdistill.host import Host
+from nasdistill.search.events import Event
+from nasdistill.search.pareto import hypervolume
+from nasdistill.search.run import run_search
+from nasdistill.spec.component import Kind
+from nasdistill.spec.config import RunConfig
+from nasdistill.store import RunDirectory, read_student
+
+WIDE = (0.15, 1.0)
+"""Reference point in (test error, latency ratio to the transformer teacher)."""
+TIGHT = (0.06, 0.30)
+"""A closer reference point, which separates good fronts better."""
+
+
+def one_search(config: RunConfig, *, label: str, folder: Path | None = None) -> dict[str, Any]:
+    """Run a search in a temporary folder and return its result, with CPU and wall seconds and the students' errors.
+
+    CPU seconds count the process without opening the teacher (training it on first use is not the search's work).
+    """
+    base = Path(tempfile.mkdtemp(prefix="nasdistill-bench-")) if folder is None else folder
+    marks: dict[str, float] = {}
+
+    def listener(event: Event) -> None:
+        if event.kind == "plan":
+            marks.setdefault("plan", time.process_time())
+        if event.kind == "message":
+            # The last message before the plan says that the teacher is ready.
+            marks.setdefault("ready", time.process_time())
+            if "plan" not in marks:
+                marks["ready"] = time.process_time()
+
+    host = Host.load(third_party=False)
+    begin = time.perf_counter()
+    try:
+        result = run_search(config, base / "run", host=host, listener=listener)
+        result["cpu_seconds"] = time.process_time() - marks.get("ready", 0.0)
+        result["wall_seconds"] = time.perf_counter() - begin
+        result["errors"] = test_errors(RunDirectory.open(base / "run"), config, host)
+        result["steps"] = sum(
+            rung["steps"]
+            for outcome in RunDirectory.open(base / "run").outcomes()
+            for rung in outcome["rungs"].values()
+        )
+    finally:
+        if folder is None:
+            shutil.rmtree(base, ignore_errors=True)
+    say(f"{label}: {len(result['front'])} students, {result['cpu_seconds']:.0f} CPU s, {result['steps']} steps")
+    return result
+
+
+def test_errors(run: RunDirectory, config: RunConfig, host: Host) -> dict[str, list[bool]]:
+    """Return student id -> per test image, whether the saved student gets it wrong."""
+    task = host.create(Kind.TASK, config.task.name, config.task.options)
+    task.prepare()
+    found = {}
+    for folder in sorted((run.path / "students").iterdir()):
+        arch, io, weights, _ = read_student(folder)
+        model = host.create(Kind.SEARCH_SPACE, arch.space, _space_options(config, arch.space, host)).build(arch, io)
+        model.load_state_dict(weights)
+        model.eval()
+        wrong: list[bool] = []
+        with torch.no_grad():
+            for batch in task.batches("test", batch_size=256):
+                assert batch.labels is not None
+                wrong += (task.forward(model, batch).argmax(-1) != batch.labels).tolist()
+        found[folder.name] = wrong
+    return found
+
+
+def _space_options(config: RunConfig, space: str, host: Host) -> dict[str, Any]:
+    for item in config.space:
+        if host.canonical(Kind.SEARCH_SPACE, item.name) == space:
+            return dict(item.options)
+    return {}
+
+
+def ratio_rows(result: dict[str, Any], errors: dict[str, float] | None = None) -> list[tuple[float, float]]:
+    """Return (test error, latency ratio to the teacher on the first target) per student."""
+    target = next(iter(result["teacher"]["latency_ms"]))
+    reference = result["teacher"]["latency_ms"][target]["value"]
+    return [
+        (
+            1 - student["test_score"] if errors is None else errors[student["id"]],
+            student["latency_ms"][target]["value"] / reference,
+        )
+        for student in result["front"]
+    ]
+
+
+def bootstrap_sd(result: dict[str, Any], reference: tuple[float, float], *, draws: int = 300) -> float:
+    """Return the standard deviation of the hypervolume when the test images are drawn again with replacement."""
+    rng = np.random.default_rng(0)
+    wrong = {name: np.array(values, dtype=float) for name, values in result["errors"].items()}
+    n = len(next(iter(wrong.values())))
+    values = []
+    for _ in range(draws):
+        index = rng.integers(0, n, n)
+        drawn = {name: float(value[index].mean()) for name, value in wrong.items()}
+        values.append(hypervolume(ratio_rows(result, drawn), reference))
+    return float(np.std(values))

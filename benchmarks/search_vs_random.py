@@ -1,0 +1,75 @@
+"""The funnel against random search at the same number of distillation steps.
+
+The funnel runs first; random search (sampler and strategy `random`: every proposal distilled in full) then gets as many
+proposals as fit into the same number of optimiser steps. Both see the same teacher, spaces, data and training.
+"""
+
+from __future__ import annotations
+
+import _common
+from _searches import TIGHT, WIDE, one_search, ratio_rows
+
+from nasdistill.search.pareto import hypervolume
+from nasdistill.spec.config import load_preset, parse_config
+
+
+def main() -> None:
+    """Run."""
+    args = _common.parser(__doc__.splitlines()[0], seeds=5).parse_args()
+    _common.start(args)
+    seeds = 1 if args.quick else args.seeds
+    found: dict[str, list[dict[str, float]]] = {"funnel": [], "random": []}
+    for seed in range(seeds):
+        values = load_preset("digits").to_json()
+        values["search"]["seed"] = seed
+        options = {"full_epochs": 40}
+        if args.quick:
+            options = {"round_size": 6, "short_epochs": 2, "full_epochs": 4, "full_final": 2, "full_per_round": 1}
+            values["search"]["trials"] = 6
+            values["latency"] |= {"max_seconds": 0.3, "final_pairs": 20, "min_pairs": 5, "max_pairs": 20}
+        values["search"]["strategy_options"] = options
+        funnel = one_search(parse_config(values, where="funnel"), label=f"funnel, seed {seed}")
+        steps_per_full = options["full_epochs"] * 17  # 1,078 training images in batches of 64
+        values["search"] |= {
+            "strategy": "random",
+            "sampler": "random",
+            "sampler_options": {},
+            "strategy_options": {"epochs": options["full_epochs"]},
+            "trials": max(1, round(funnel["steps"] / steps_per_full)),
+        }
+        random = one_search(parse_config(values, where="random"), label=f"random, seed {seed}")
+        for name, result in (("funnel", funnel), ("random", random)):
+            points = ratio_rows(result)
+            found[name].append(
+                {
+                    "hv": hypervolume(points, WIDE),
+                    "tight": hypervolume(points, TIGHT),
+                    "steps": result["steps"],
+                    "cpu": result["cpu_seconds"],
+                    "proposed": sum(result["trials"].values()),
+                    "students": len(points),
+                }
+            )
+    rows = []
+    for name, runs in found.items():
+        row: dict[str, object] = {"method": name, "runs": runs}
+        for key in ("hv", "tight", "steps", "cpu", "proposed", "students"):
+            row[key], row[f"{key}_sd"] = _common.mean_sd([run[key] for run in runs])
+        rows.append(row)
+    wins = sum(a["hv"] > b["hv"] for a, b in zip(found["funnel"], found["random"], strict=True))
+    columns = [
+        ("method", "method", ""),
+        ("hv", "hypervolume", ".4f"),
+        ("hv_sd", "sd", ".4f"),
+        ("tight", "hv at (0.06, 0.30)", ".5f"),
+        ("tight_sd", "sd", ".5f"),
+        ("steps", "steps", ".0f"),
+        ("cpu", "CPU s", ".0f"),
+        ("proposed", "proposed", ".1f"),
+        ("students", "students", ".1f"),
+    ]
+    _common.finish(args, rows, columns, {"notes": [f"funnel ahead in {wins} of {seeds} seeds"]})
+
+
+if __name__ == "__main__":
+    main()
