@@ -122,7 +122,7 @@ def _torch() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "devices": [
             "cpu",
-            *([torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else []),
+            *(torch.cuda.get_device_name(index) for index in accelerators),
         ],
     }
 
