@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nasdistill.interfaces import Candidate
-from nasdistill.measure import rank_quality
+from nasdistill.measure.rank import correlation, top_k_regret
 from nasdistill.search.pareto import non_dominated
 from nasdistill.search.session import candidate_from_json
 from nasdistill.spec.measurement import TargetReport
@@ -125,7 +125,17 @@ def proxy_quality(candidates: Sequence[Candidate], higher: bool) -> dict[str, di
     found = {}
     for name in names:
         values = [_proxy_value(candidate, name) for candidate, _ in students]
-        found[name] = {**rank_quality(values, truth), "rung": rung}
+        found[name] = {**_quality(values, truth), "rung": rung}
+    return found
+
+
+def _quality(scores: Sequence[float | None], truth: Sequence[float]) -> dict[str, Any]:
+    """Return rank correlations with 95 % intervals, and the regret of training only the three best-scored."""
+    found: dict[str, Any] = {"n": len(truth), "top3_regret": top_k_regret(scores, truth, 3)}
+    for kind in ("spearman", "kendall"):
+        value = correlation(kind, scores, truth)
+        found[kind] = None if value is None else value.value
+        found[f"{kind}_interval"] = None if value is None else [value.low, value.high]
     return found
 
 

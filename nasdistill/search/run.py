@@ -15,7 +15,8 @@ from nasdistill.distill import evaluate, train
 from nasdistill.errors import NasdistillError
 from nasdistill.host import Host
 from nasdistill.interfaces import Candidate
-from nasdistill.measure import Meter, count_macs, environment, run_proxy
+from nasdistill.measure import Meter, count_macs, environment
+from nasdistill.measure.proxies import run_proxy
 from nasdistill.search.events import Event, Listener, silent
 from nasdistill.search.parts import (
     Components,

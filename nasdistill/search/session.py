@@ -21,7 +21,8 @@ from torch import nn
 from nasdistill.distill import train
 from nasdistill.errors import NasdistillError, TrialFailure
 from nasdistill.interfaces import Candidate, Evaluation, SearchSpace
-from nasdistill.measure import Meter, run_proxy
+from nasdistill.measure import Meter
+from nasdistill.measure.proxies import run_proxy
 from nasdistill.search.events import Event, Listener
 from nasdistill.search.pareto import non_dominated, rank_order
 from nasdistill.search.parts import Parts

@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from nasdistill.interfaces import Candidate, SearchSession, Strategy
-from nasdistill.measure import consensus
+from nasdistill.measure.proxies import consensus
 from nasdistill.spec.options import ComponentOptions
 
 
@@ -86,8 +86,9 @@ class Funnel(Strategy):
         """Keep the best share by Pareto rank on (proxy consensus, cost) and prune the rest."""
         if not candidates:
             return []
-        worth = consensus([c.proxies for c in candidates])
-        order = session.rank(candidates, [(-w, cost) for w, cost in zip(worth, costs, strict=True)])
+        worth = consensus({c.number: c.proxies for c in candidates})
+        rows = [(-worth[c.number], cost) for c, cost in zip(candidates, costs, strict=True)]
+        order = session.rank(candidates, rows)
         keep = max(1, math.ceil(share * len(order)))
         session.prune(order[keep:], reason)
         return order[:keep]
