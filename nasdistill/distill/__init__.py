@@ -1,1 +1,18 @@
-"""The distillation engine: objective, step, schedule, teacher cache."""
+"""The distillation engine: objective, step, schedule, teacher cache.
+
+::
+
+    cache = TeacherCache(folder)
+    result = train(student, task, teacher, objective_config, training, epochs=20, seed=0, data_seed=0, host=host,
+                   cache=cache)
+    result.model, result.evaluation, result.history
+    evaluate(model, task, "test")
+"""
+
+from nasdistill.distill.cache import TeacherCache
+from nasdistill.distill.engine import EpochReport, TrainingResult, train
+from nasdistill.distill.evaluation import evaluate
+from nasdistill.distill.objective import Objective
+from nasdistill.distill.teaching import fill_cache
+
+__all__ = ["EpochReport", "Objective", "TeacherCache", "TrainingResult", "evaluate", "fill_cache", "train"]

@@ -1,0 +1,547 @@
+"""The teacher cache: a teacher's signals for augmented training batches, computed once and shared by all students.
+
+Order and augmentation of a task are functions of ``(seed, epoch, sample)``, so the n-th batch of an epoch is the same
+for every student that trains on the same data seed and batch size. What the teacher says to it is written down on the
+first pass and read on all others. A cached value was computed on exactly the batch that it is used for, so training
+with and without the cache gives the same weights, bit for bit.
+
+Layout, one folder per signal and epoch, which appears under its name only when it is complete::
+
+    FOLDER/<key>/key.json                      what the numbers depend on: teacher, task, seed, batch size, device ...
+    FOLDER/<key>/<epoch>/<site>/manifest.json  rows, layout, scale, causality; type, shape and SHA-256 of each array
+    FOLDER/<key>/<epoch>/<site>/*.npy          ids; tensor; mask, bias, valid where the signal has them
+
+Rows are appended in the order of training. An ordinary append, unlike a store into a mapped file, fails with an error
+and not with a signal when the disk is full, and the checksum is computed on the way. Files are read whole into a
+bounded memory (recent epochs stay for the next student) or mapped when they are larger than it.
+
+Nothing here ever fails a training: unreadable or damaged entries are removed and computed again; when the disk is full
+or the size limit reached, one warning is given and the teacher is asked as if there were no cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import math
+import shutil
+import tempfile
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nasdistill.files import content_hash, file_hash, read_json, write_json
+from nasdistill.interfaces.batch import Batch
+from nasdistill.interfaces.signals import Signal, Site, Trace
+
+FORMAT = "nasdistill.teacher_cache"
+FORMAT_VERSION = 1
+
+_PARTS = ("tensor", "mask", "bias", "valid")
+_MEGABYTE = 2**20
+
+
+class TeacherCache:
+    """A folder of teacher signals.
+
+    Several processes may use one folder at the same time: whoever finishes an entry first gives it its name, the others
+    throw theirs away.
+
+    Args:
+        folder: where; made when missing.
+        max_gb: no new entry is begun when the folder would grow beyond this; None = no limit of our own.
+        min_free_gb: no new entry is begun when the disk would be left with less than this.
+        memory_mb: entries kept in memory, most recently used first; larger ones are mapped from their files.
+
+    Attributes:
+        hits, misses: batches answered from the cache, and by the teacher.
+        rebuilt: damaged entries that were thrown away.
+    """
+
+    def __init__(
+        self, folder: Path, *, max_gb: float | None = None, min_free_gb: float = 1.0, memory_mb: float = 256
+    ) -> None:
+        self.folder = Path(folder)
+        self.hits = self.misses = self.rebuilt = 0
+        self._max_bytes = None if max_gb is None else int(max_gb * 1024 * _MEGABYTE)
+        self._min_free = int(min_free_gb * 1024 * _MEGABYTE)
+        self._memory = int(memory_mb * _MEGABYTE)
+        self._loaded: OrderedDict[Path, _Entry] = OrderedDict()
+        self._loaded_bytes = 0
+        self._size: int | None = None
+        self._told: set[str] = set()
+
+    @contextlib.contextmanager
+    def epoch(self, key: Mapping[str, Any], epoch: int, rows: int, sites: frozenset[Site]) -> Iterator[EpochCache]:
+        """Open one epoch; entries it lacked are written when the block has passed over all `rows` without an error.
+
+        Args:
+            key: JSON-able record of all that the values depend on besides epoch, site and order position.
+            epoch: number of the pass.
+            rows: samples of the pass.
+            sites: what will be asked for.
+        """
+        folder = self.folder / content_hash(dict(key))[:32]
+        opened = EpochCache(self, key, folder / f"{epoch:05d}", rows, sites)
+        try:
+            yield opened
+        except BaseException:
+            opened.discard()
+            raise
+        opened.finish()
+
+    def size(self) -> int:
+        """Return the bytes of all files in the folder."""
+        total = 0
+        for path in self.folder.rglob("*") if self.folder.is_dir() else ():
+            with contextlib.suppress(OSError):
+                total += path.stat().st_size
+        return total
+
+    def clear(self) -> None:
+        """Remove everything."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._loaded.clear()
+        self._loaded_bytes, self._size = 0, None
+
+    # ---- for EpochCache -----------------------------------------------------------------------------------------
+
+    def room_for(self, size: int) -> bool:
+        """Return whether an entry of `size` bytes may be written; says once why not."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self.folder).free
+        except OSError as error:
+            self.warn(f"cannot be used: {error}")
+            return False
+        if free - size < self._min_free:
+            self.warn(f"would leave {max(0, free - size) / 2**30:.2f} GB on the disk; free some or name another folder")
+            return False
+        if self._max_bytes is not None:
+            if self._size is None:
+                self._size = self.size()
+            if self._size + size > self._max_bytes:
+                self.warn(f"has reached its limit of {self._max_bytes / 2**30:.2f} GB")
+                return False
+            self._size += size
+        return True
+
+    def warn(self, why: str) -> None:
+        """Warn once a reason; training goes on with the teacher itself."""
+        if why not in self._told:
+            self._told.add(why)
+            warnings.warn(f"teacher cache {self.folder} {why}; the teacher is asked directly", stacklevel=3)
+
+    def load(self, path: Path) -> _Entry | None:
+        """Return a finished entry after checking its hashes, or None; a damaged one is removed."""
+        if path in self._loaded:
+            self._loaded.move_to_end(path)
+            return self._loaded[path]
+        if not path.is_dir():
+            return None
+        try:
+            entry = _Entry.read(path, self._memory)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self.rebuilt += 1
+            warnings.warn(f"teacher cache entry {path} is damaged ({error}); it is computed again", stacklevel=2)
+            _remove(path)
+            return None
+        self._loaded[path] = entry
+        self._loaded_bytes += entry.resident
+        while self._loaded_bytes > self._memory and len(self._loaded) > 1:
+            _, oldest = self._loaded.popitem(last=False)
+            self._loaded_bytes -= oldest.resident
+        return entry
+
+    def forget(self, path: Path) -> None:
+        """Drop an entry from memory and disk."""
+        entry = self._loaded.pop(path, None)
+        if entry is not None:
+            self._loaded_bytes -= entry.resident
+        _remove(path)
+
+
+class EpochCache:
+    """One pass over the data. Batches must come in order, every sample once."""
+
+    def __init__(
+        self, cache: TeacherCache, key: Mapping[str, Any], folder: Path, rows: int, sites: frozenset[Site]
+    ) -> None:
+        self._cache = cache
+        self._key = dict(key)
+        self._folder = folder
+        self._rows = rows
+        self._sites = sites
+        self._row = 0
+        self._entries: list[_Entry] = []
+        self._missing: set[Site] = set()
+        self._writers: dict[Site, _Writer] | None = None
+        for site in sorted(sites):
+            found = self._find(site)
+            self._entries += found
+            if not found:
+                self._missing.add(site)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every site asked for is there already."""
+        return not self._missing
+
+    def trace(self, batch: Batch, compute: Callable[[], Trace]) -> Trace:
+        """Return the teacher's signals for the next batch.
+
+        Args:
+            batch: the next samples of the pass.
+            compute: asks the teacher for all sites of this pass.
+        """
+        begin, self._row = self._row, self._row + batch.size
+        if not self._missing:
+            trace = self._read(begin, batch)
+            if trace is not None:
+                self._cache.hits += 1
+                return trace
+            # The order of samples is not the one that was cached: the task broke its promise. Never guess.
+            self._cache.warn("was filled in another order of samples: the task's batches depend on more than its seed")
+            self._missing, self._writers = set(self._sites), {}
+        trace = settled(compute())
+        self._cache.misses += 1
+        try:
+            self._write(begin, batch, trace)
+        except OSError as error:
+            self._cache.warn(f"cannot be written: {error}")
+            self.discard()
+        return trace
+
+    def finish(self) -> None:
+        """Give complete entries their names; a pass that was cut short leaves nothing."""
+        for site, writer in (self._writers or {}).items():
+            try:
+                if self._row == self._rows and writer.row == self._rows:
+                    writer.finish(self._folder / str(site))
+            except OSError as error:
+                self._cache.warn(f"cannot be written: {error}")
+        self.discard()
+
+    def discard(self) -> None:
+        """Throw away what was being written."""
+        for writer in (self._writers or {}).values():
+            writer.discard()
+        self._writers = {}
+
+    def _find(self, site: Site) -> list[_Entry]:
+        """Return the entries that hold a site: itself, or q and k where a map is recomputed from them."""
+        entry = self._cache.load(self._folder / str(site))
+        if entry is not None:
+            return [entry]
+        if site.name in ("scores", "attention"):
+            pair = [self._cache.load(self._folder / str(Site(name, site.layer))) for name in ("q", "k")]
+            return [entry for entry in pair if entry is not None] if all(pair) else []
+        return []
+
+    def _read(self, begin: int, batch: Batch) -> Trace | None:
+        """Return rows `begin` and following on the batch's device, or None when they are of other samples."""
+        rows = slice(begin, begin + batch.size)
+        ids = batch.ids.cpu().numpy()
+        if any(not np.array_equal(entry.ids[rows], ids) for entry in self._entries):
+            return None
+        root = Trace()
+        for entry in self._entries:
+            entry.fill(root, rows, batch.ids.device)
+        return root
+
+    def _write(self, begin: int, batch: Batch, trace: Trace) -> None:
+        if self._writers is None:
+            self._writers = self._begin(batch, trace)
+        for site, writer in list(self._writers.items()):
+            try:
+                writer.append(begin, batch, trace)
+            except _Uneven as error:
+                self._cache.warn(f"cannot keep {site} of this teacher ({error})")
+                self._writers.pop(site).discard()
+
+    def _begin(self, batch: Batch, trace: Trace) -> dict[Site, _Writer]:
+        """Open a writer for each signal that is missing and fits on the disk."""
+        wanted: set[Site] = set()
+        for site in self._missing:
+            pair = {Site("q", site.layer), Site("k", site.layer)} if site.name in ("scores", "attention") else set()
+            wanted |= {site} if any(site in part.signals for _, part in _walk(trace)) else pair
+        writers = {}
+        for site in sorted(wanted):
+            needed = _bytes_per_row(trace, site, batch.size) * self._rows
+            if (self._folder / str(site)).exists() or not self._cache.room_for(needed):
+                continue
+            if not (self._folder.parent / "key.json").exists():
+                write_json(self._folder.parent / "key.json", self._key)
+            writers[site] = _Writer(self._folder, site, self._rows)
+        return writers
+
+
+@dataclass(slots=True)
+class _Array:
+    """One array of an entry: a row per sample, or one value for all."""
+
+    values: np.ndarray[Any, Any]
+    dtype: torch.dtype
+    per_row: bool
+
+    def rows(self, rows: slice, device: torch.device) -> Tensor:
+        values = self.values[rows] if self.per_row else self.values
+        # A fresh tensor: aligned as one that was just computed, and safe from losses that work in place.
+        tensor = torch.empty(values.shape, dtype=self.dtype)
+        np.copyto(_numpy(tensor), values)
+        return tensor.to(device)
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A finished entry: one site of one epoch."""
+
+    site: Site
+    ids: np.ndarray[Any, Any]
+    members: list[str]
+    signals: dict[str, dict[str, Any]]
+    arrays: dict[str, _Array]
+    resident: int
+
+    @classmethod
+    def read(cls, path: Path, memory: int) -> _Entry:
+        """Read and check an entry.
+
+        Raises:
+            OSError, ValueError, KeyError, TypeError: it is damaged, with a word on what is.
+        """
+        manifest = read_json(path / "manifest.json")
+        if manifest["format"] != FORMAT or manifest["format_version"] != FORMAT_VERSION:
+            raise ValueError("another format")
+        arrays = {}
+        resident = 0
+        for name, facts in manifest["arrays"].items():
+            file = path / f"{name}.npy"
+            if file.stat().st_size > memory:
+                found, values = file_hash(file), np.load(file, mmap_mode="r", allow_pickle=False)
+            else:
+                data = file.read_bytes()
+                found, values = hashlib.sha256(data).hexdigest(), np.load(io.BytesIO(data), allow_pickle=False)
+                resident += len(data)
+            if found != facts["sha256"]:
+                raise ValueError(f"{file.name} does not match its checksum")
+            arrays[name] = _Array(values, getattr(torch, facts["dtype"]), facts["per_row"])
+        ids = arrays.pop("ids").values
+        if ids.shape != (manifest["rows"],):
+            raise ValueError("wrong number of rows")
+        return cls(Site.parse(manifest["site"]), ids, manifest["members"], manifest["signals"], arrays, resident)
+
+    def fill(self, root: Trace, rows: slice, device: torch.device) -> None:
+        """Put this site's signals into a trace (and into its members, which are made when they are not there)."""
+        for prefix in self.members:
+            trace = _member(root, prefix)
+            if f"{prefix}weights" in self.arrays:
+                trace.weights = self.arrays[f"{prefix}weights"].rows(rows, device)
+            facts = self.signals.get(prefix)
+            if facts is not None:
+                parts: dict[str, Any] = {
+                    part: self.arrays[f"{prefix}{part}"].rows(rows, device)
+                    for part in _PARTS
+                    if f"{prefix}{part}" in self.arrays
+                }
+                grid = None if facts["grid"] is None else tuple(facts["grid"])
+                trace.signals[self.site] = Signal(
+                    **parts, layout=facts["layout"], scale=facts["scale"], causal=facts["causal"], grid=grid
+                )
+
+
+class _Uneven(Exception):
+    """The signal has another shape or type in this batch than in the first one: it cannot be one array."""
+
+
+class _Writer:
+    """Appends one site, batch by batch, to a folder without a name yet."""
+
+    def __init__(self, folder: Path, site: Site, rows: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = Path(tempfile.mkdtemp(prefix=f".{site}.", suffix=".tmp", dir=folder))
+        self._site = site
+        self._rows = rows
+        self._files: dict[str, _File] = {}
+        self._members: list[str] = []
+        self._signals: dict[str, dict[str, Any]] = {}
+        self.row = 0
+
+    def append(self, begin: int, batch: Batch, trace: Trace) -> None:
+        """Add a batch.
+
+        Raises:
+            OSError: the disk is full or gone.
+            _Uneven: the signal changed its shape, its type or its facts.
+        """
+        arrays: dict[str, tuple[Tensor, bool]] = {"ids": (batch.ids, True)}
+        members, signals = [], {}
+        for prefix, part in _walk(trace):
+            members.append(prefix)
+            if part.weights is not None:
+                arrays[f"{prefix}weights"] = (part.weights, part.weights.ndim > 1)
+            signal = part.signals.get(self._site)
+            if signal is None:
+                continue
+            signals[prefix] = {
+                "layout": signal.layout,
+                "scale": signal.scale,
+                "causal": signal.causal,
+                "grid": None if signal.grid is None else list(signal.grid),
+            }
+            for name in _PARTS:
+                tensor = getattr(signal, name)
+                if tensor is not None:
+                    arrays[f"{prefix}{name}"] = (tensor, _is_per_row(name, tensor, signal))
+        if begin == 0:
+            self._members, self._signals = members, signals
+            for name, (tensor, per_row) in arrays.items():
+                self._files[name] = _File(self._path / f"{name}.npy", tensor, per_row, self._rows)
+        elif (
+            begin != self.row or members != self._members or signals != self._signals or set(arrays) != set(self._files)
+        ):
+            raise _Uneven("it changes from batch to batch")
+        for name, (tensor, _) in arrays.items():
+            self._files[name].append(tensor)
+        self.row += batch.size
+
+    def finish(self, path: Path) -> None:
+        """Write the manifest and take the final name, unless another process was first."""
+        manifest = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "site": str(self._site),
+            "rows": self._rows,
+            "members": self._members,
+            "signals": self._signals,
+            "arrays": {name: file.close() for name, file in self._files.items()},
+        }
+        write_json(self._path / "manifest.json", manifest)
+        self._path.chmod(path.parent.stat().st_mode)  # mkdtemp made it private
+        with contextlib.suppress(OSError):  # it exists: the other one's values are the same
+            self._path.rename(path)
+
+    def discard(self) -> None:
+        for file in self._files.values():
+            with contextlib.suppress(OSError):  # closing writes what is still buffered
+                file.stream.close()
+        shutil.rmtree(self._path, ignore_errors=True)
+
+
+class _File:
+    """An ``.npy`` file written row by row, with its checksum."""
+
+    def __init__(self, path: Path, first: Tensor, per_row: bool, rows: int) -> None:
+        self.dtype, self.shape, self.per_row = first.dtype, tuple(first.shape), per_row
+        self._value = None if per_row else first
+        self._hash = hashlib.sha256()
+        self.stream: BinaryIO = path.open("wb")
+        header = io.BytesIO()
+        plain = _numpy(first)
+        shape = (rows, *plain.shape[1:]) if per_row else plain.shape
+        # `shape` must be a plain tuple: a torch.Size writes a header that cannot be read back.
+        facts = {"descr": np.lib.format.dtype_to_descr(plain.dtype), "fortran_order": False, "shape": tuple(shape)}
+        np.lib.format.write_array_header_1_0(header, facts)
+        self._put(header.getvalue())
+        if not per_row:
+            self._put(plain.tobytes())
+
+    def append(self, tensor: Tensor) -> None:
+        """Add rows, or check that the one value is still the same."""
+        if tensor.dtype != self.dtype or tuple(tensor.shape[self.per_row :]) != self.shape[self.per_row :]:
+            raise _Uneven(f"shape {tuple(tensor.shape)} after {self.shape}")
+        if self.per_row:
+            self._put(_numpy(tensor).tobytes())
+        elif self._value is not None and not torch.equal(tensor, self._value):
+            raise _Uneven("a mask without a batch axis changes from batch to batch")
+
+    def close(self) -> dict[str, Any]:
+        """Return the facts for the manifest."""
+        self.stream.close()
+        return {
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "shape": list(self.shape[self.per_row :]),
+            "per_row": self.per_row,
+            "sha256": self._hash.hexdigest(),
+        }
+
+    def _put(self, data: bytes) -> None:
+        self._hash.update(data)
+        self.stream.write(data)
+
+
+def settled(trace: Trace) -> Trace:
+    """Return a trace cut from autograd and contiguous, as it would come out of the cache.
+
+    A captured signal may be a transposed view, and a matrix product may add in another order for it; with the strides
+    fixed, cached and fresh values give the same student.
+    """
+    signals = {}
+    for site, signal in trace.signals.items():
+        parts = {part: getattr(signal, part) for part in _PARTS}
+        flat: dict[str, Any] = {k: None if v is None else v.detach().contiguous() for k, v in parts.items()}
+        signals[site] = replace(signal, **flat)
+    weights = None if trace.weights is None else trace.weights.detach().contiguous()
+    return Trace(signals, tuple(settled(member) for member in trace.members), weights)
+
+
+def _is_per_row(name: str, tensor: Tensor, signal: Signal) -> bool:
+    """Return whether a part has a value per sample; masks and biases may be broadcast over the batch."""
+    if name in ("tensor", "valid"):
+        return True
+    return tensor.ndim == signal.tensor.ndim and tensor.shape[0] == signal.tensor.shape[0] > 1
+
+
+def _walk(trace: Trace, prefix: str = "") -> Iterator[tuple[str, Trace]]:
+    """Yield a trace and all members under it with prefixes ``""``, ``"m0."``, ``"m0.m1."``."""
+    yield prefix, trace
+    for index, member in enumerate(trace.members):
+        yield from _walk(member, f"{prefix}m{index}.")
+
+
+def _member(root: Trace, prefix: str) -> Trace:
+    """Return the member of a prefix; `_walk` gave the prefixes, so parents and lower indices come first."""
+    trace = root
+    for name in prefix.split(".")[:-1]:
+        index = int(name[1:])
+        if index == len(trace.members):
+            trace.members = (*trace.members, Trace())
+        trace = trace.members[index]
+    return trace
+
+
+def _bytes_per_row(trace: Trace, site: Site, rows: int) -> int:
+    """Return about how many bytes a sample of this site takes."""
+    total = 8
+    for _, part in _walk(trace):
+        signal = part.signals.get(site)
+        for tensor in [] if signal is None else [getattr(signal, name) for name in _PARTS]:
+            total += 0 if tensor is None else math.ceil(tensor.numel() * tensor.element_size() / rows)
+    return total
+
+
+def _numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """Return a tensor's bytes as an array; types that NumPy lacks (bfloat16) as integers of the same width."""
+    plain = tensor.detach().cpu().contiguous()
+    try:
+        return plain.numpy()
+    except TypeError:
+        same_width = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[plain.element_size()]
+        return plain.view(same_width).numpy()
+
+
+def _remove(path: Path) -> None:
+    """Remove an entry so that nobody sees half of it: first its name, then its files."""
+    doomed = Path(tempfile.mkdtemp(prefix=".removed.", dir=path.parent)) if path.exists() else None
+    if doomed is not None:
+        with contextlib.suppress(OSError):
+            path.rename(doomed / "entry")
+        shutil.rmtree(doomed, ignore_errors=True)

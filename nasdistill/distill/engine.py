@@ -1,0 +1,460 @@
+"""Training one student: the loop, the one step, and what comes out.
+
+Everything random derives by name from two seeds. `seed` belongs to the student: dropout, the first weights of
+projectors, a loss's own draws. `data_seed` belongs to the run: the order and augmentation of the data, which all
+students share, and with them the teacher's cached answers. Every epoch starts its generators anew, so an epoch after a
+restart draws what it would have drawn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from nasdistill.distill.cache import TeacherCache
+from nasdistill.distill.checkpoint import read_checkpoint, restore, save_checkpoint
+from nasdistill.distill.evaluation import evaluate, kept_modes
+from nasdistill.distill.objective import Objective
+from nasdistill.distill.optim import averaged, build_optimizer, learning_rate, parameter_groups
+from nasdistill.distill.placement import available_precision, placed, shard, threads
+from nasdistill.distill.teaching import Teaching, train_batches
+from nasdistill.errors import TrialFailure, UsageError
+from nasdistill.files import content_hash
+from nasdistill.interfaces.base import ComponentFactory
+from nasdistill.interfaces.batch import Batch, StepInfo
+from nasdistill.interfaces.loss import Terms
+from nasdistill.interfaces.signals import Signal, Trace
+from nasdistill.interfaces.task import Evaluation, Task
+from nasdistill.interfaces.teacher import TeacherSession
+from nasdistill.seeds import seeded, torch_generator
+from nasdistill.spec.config import ObjectiveConfig, TrainingConfig
+from nasdistill.trace import SitePlan, even_layer_map, trace_model
+
+_DIVERGED = 1e4
+
+
+@dataclass(frozen=True, slots=True)
+class EpochReport:
+    """One finished epoch.
+
+    Attributes:
+        epoch: its number, counted from 0 over all trainings of the student.
+        terms: means over the samples: ``task``, one per loss, ``total`` (their weighted sum before balancing).
+        lr: learning rate of the last step.
+        seconds: wall time, without the evaluation.
+        evaluation: on the validation split, where one was asked for.
+    """
+
+    epoch: int
+    terms: dict[str, float]
+    lr: float
+    seconds: float
+    evaluation: Evaluation | None = None
+
+
+@dataclass(slots=True)
+class TrainingResult:
+    """What a training left.
+
+    Attributes:
+        model: the student, trained in place; it holds the averaged weights where ``ema`` is set.
+        history: one report per epoch, those before a restart included.
+        evaluation: of `model` on the validation split; None when that has no labels.
+        steps: optimiser steps.
+        seconds: wall time of this call.
+        skipped: loss -> why this student was trained without it (losses marked ``optional``).
+        resumed: epochs that came from the checkpoint.
+        stopped: `should_stop` ended the training before its last step.
+        notes: anything that was done differently than asked.
+        objective: the losses with their trained parts, for a following stage.
+    """
+
+    model: nn.Module
+    history: list[EpochReport]
+    evaluation: Evaluation | None
+    steps: int
+    seconds: float
+    skipped: dict[str, str]
+    resumed: int = 0
+    stopped: bool = False
+    notes: list[str] = field(default_factory=list)
+    objective: Objective | None = None
+
+
+def train(
+    student: nn.Module,
+    task: Task,
+    teacher: TeacherSession | None,
+    objective_config: ObjectiveConfig,
+    training: TrainingConfig,
+    *,
+    epochs: int,
+    start_epoch: int = 0,
+    steps: int | None = None,
+    seed: int,
+    data_seed: int | None = None,
+    host: ComponentFactory | None = None,
+    layer_map: Mapping[int, int] | None = None,
+    cache: TeacherCache | None = None,
+    device: str = "cpu",
+    on_epoch: Callable[[EpochReport], None] | None = None,
+    on_step: Callable[[StepInfo, Terms], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    checkpoint: Path | None = None,
+    evaluate_every: int | None = None,
+    student_label: str = "student",
+) -> TrainingResult:
+    """Train a student in place and evaluate it.
+
+    The same arguments give the same weights, bit for bit, with or without the cache, in one go or restarted from a
+    checkpoint. Random states, threads, grad mode, train/eval modes and Accelerate's state are left as they were.
+
+    Args:
+        student: the model; its parameters with ``requires_grad`` are trained.
+        task: a prepared task.
+        teacher: an opened teacher, or None to train on labels alone.
+        objective_config: the losses.
+        training: optimiser, schedule, batch size ... (its `device` is the caller's business: see `device`).
+        epochs: passes over the training data in this call; learning rate and weight schedules span them.
+        start_epoch: passes the student has had before; these continue in the sequence of orders and augmentations.
+        steps: stop after so many optimiser steps, and let the schedules span these.
+        seed: the student's seed.
+        data_seed: the data's; defaults to `seed`. A search gives all its trials the same one.
+        host: makes the losses; may be None when `objective_config` names none.
+        layer_map: student layer -> teacher layer; None spreads evenly.
+        cache: the teacher's answers; None asks it every time.
+        device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
+        on_epoch: called after every epoch.
+        on_step: called after every optimiser step with detached tensors (reading them waits for a GPU).
+        should_stop: asked before every step.
+        checkpoint: a file that is rewritten after every epoch; when it holds an unfinished training with the same
+            arguments, that one is continued, with a finished one nothing is trained again.
+        evaluate_every: also evaluate after every so many epochs; the last one is evaluated in any case.
+        student_label: how messages name the student.
+
+    Raises:
+        TrialFailure: ``"nan_loss"``, ``"diverged"``, or ``"mismatch"`` when a loss does not fit this pair of models.
+        UsageError: no such device, or nothing to train.
+    """
+    begin = time.perf_counter()
+    data_seed = seed if data_seed is None else data_seed
+    precision, note = available_precision(device, training.precision)
+    home = next((parameter.device for parameter in student.parameters()), torch.device("cpu"))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(threads(training.threads))
+        accelerator = stack.enter_context(placed(device, precision))
+        stack.enter_context(kept_modes(student))
+        stack.enter_context(torch.enable_grad())
+        stack.callback(student.to, home)
+
+        run = _Run(
+            student, task, teacher, objective_config, training, accelerator,
+            cache=cache, data_seed=data_seed, seed=seed, host=host, layer_map=layer_map, label=student_label,
+        )  # fmt: skip
+        stack.callback(run.optimizer.zero_grad)
+        per_epoch = math.ceil(math.ceil(task.size("train") / training.batch_size) / training.accumulate)
+        total = epochs * per_epoch if steps is None else min(steps, epochs * per_epoch)
+        plan = {
+            "objective": objective_config.model_dump(mode="json"), "training": training.model_dump(mode="json"),
+            "epochs": epochs, "start_epoch": start_epoch, "total": total, "seed": seed, "data_seed": data_seed,
+            "task": task.fingerprint, "teacher": None if teacher is None else teacher.fingerprint,
+            "student": [(name, list(value.shape)) for name, value in student.state_dict().items()],
+        }  # fmt: skip
+        progress = _Progress() if checkpoint is None else run.load(checkpoint, content_hash(plan))
+        result = TrainingResult(
+            student, progress.history, None, 0, 0.0, run.objective.skipped, resumed=len(progress.history),
+            notes=[*filter(None, [note, progress.note])], objective=run.objective,
+        )  # fmt: skip
+
+        while progress.step < total and not result.stopped:
+            epoch = start_epoch + len(progress.history)
+            started = time.perf_counter()
+            sums = _Means()
+            lr = 0.0
+            with seeded(seed, "train", epoch), run.teaching_epoch(epoch):
+                generator = torch_generator(seed, "losses", epoch, device=str(accelerator.device))
+                student.train()
+                run.objective.train()
+                for batches in _groups(train_batches(task, training, epoch, data_seed), training.accumulate):
+                    if should_stop is not None and should_stop():
+                        result.stopped = True
+                        break
+                    info = StepInfo(progress.step, total, epoch, start_epoch + epochs, generator)
+                    lr = learning_rate(training, progress.step, total)
+                    terms = run.step([shard(batch, accelerator) for batch in batches], info, lr)
+                    sums.add(terms, sum(batch.size for batch in batches))
+                    progress.watch(terms["total"], sure=accelerator.device.type == "cpu", label=student_label)
+                    progress.step += 1
+                    if on_step is not None:
+                        on_step(info, terms)
+                    if progress.step == total:
+                        break
+            if result.stopped:
+                break
+            means = sums.values()
+            progress.judge(means["total"], label=student_label)
+            seconds = time.perf_counter() - started
+            last = progress.step == total
+            due = last or (evaluate_every is not None and (len(progress.history) + 1) % evaluate_every == 0)
+            found = run.evaluate(progress.step) if due else None
+            progress.history.append(EpochReport(epoch, means, lr, seconds, found))
+            if checkpoint is not None and accelerator.is_main_process:
+                run.save(checkpoint, progress, content_hash(plan))
+            if on_epoch is not None:
+                on_epoch(progress.history[-1])
+
+        run.finish()
+        newest = progress.history[-1].evaluation if progress.history and not result.stopped else None
+        result.evaluation = newest or run.evaluate(progress.step)
+        result.steps = progress.step
+    result.seconds = time.perf_counter() - begin
+    return result
+
+
+class _Run:
+    """The parts of one training and its step."""
+
+    def __init__(
+        self,
+        student: nn.Module,
+        task: Task,
+        teacher: TeacherSession | None,
+        config: ObjectiveConfig,
+        training: TrainingConfig,
+        accelerator: Accelerator,
+        *,
+        cache: TeacherCache | None,
+        data_seed: int,
+        seed: int,
+        host: ComponentFactory | None,
+        layer_map: Mapping[int, int] | None,
+        label: str,
+    ) -> None:
+        self.student, self.task, self.teacher, self.accelerator = student, task, teacher, accelerator
+        self.label, self.clip = label, training.grad_clip
+        student.to(accelerator.device)
+        sample = next(task.batches("train", batch_size=2)).to(accelerator.device)
+        plan = SitePlan(student, run=lambda model: task.forward(model, sample), label=label)
+        self.teaching: Teaching | None = None
+        geometry = None
+        if teacher is not None:
+            teacher.start(student)
+            self.teaching = Teaching(teacher, task, training, accelerator, cache, data_seed)
+            geometry = self.teaching.geometry(sample)
+            if layer_map is None:
+                layer_map = even_layer_map(plan.geometry.layers, geometry.layers)
+        self.objective = Objective(
+            config, factory=host, student=plan.geometry, teacher=geometry, layer_map=layer_map or {}, seed=seed
+        ).to(accelerator.device)
+        if self.teaching is not None:
+            self.teaching.sites = self.objective.needs().teacher
+        groups = parameter_groups([student, self.objective], training.weight_decay)
+        if not groups:
+            raise UsageError(f"{label} has no parameter that requires a gradient, so there is nothing to train")
+        self.parameters = [parameter for group in groups for parameter in group["params"]]
+        self.optimizer = build_optimizer(groups, training)
+        self.module = accelerator.prepare_model(_Supervised(student, self.objective, task, plan))
+        if accelerator.scaler is not None:
+            # Only the gradient scaler of fp16 needs Accelerate's wrapper, which costs 0.1 ms a step on a CPU.
+            self.optimizer = accelerator.prepare_optimizer(self.optimizer)
+        self.average = None if training.ema is None else averaged(student, training.ema)
+
+    def step(self, batches: Sequence[Batch], info: StepInfo, lr: float) -> Terms:
+        """Make one optimiser step from one batch, or from several whose gradients add up; return the mean terms."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        if self.teacher is not None:
+            self.teacher.before_step(self.student, info)
+        samples = sum(batch.size for batch in batches)
+        means: Terms = {}
+        for number, batch in enumerate(batches, 1):
+            last = number == len(batches)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
+                heard = Trace() if self.teaching is None else self.teaching.ask(batch, info)
+                total, terms = self.module(batch, heard, info)
+                if len(batches) == 1:
+                    means = terms
+                else:
+                    share = batch.size / samples
+                    total = total * share
+                    means = {name: means.get(name, 0.0) + value * share for name, value in terms.items()}
+                self.accelerator.backward(total)
+        if self.clip is not None:
+            self.accelerator.clip_grad_norm_(self.parameters, self.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update_parameters(self.student)
+        self.objective.after_step(info)
+        if self.teacher is not None:
+            self.teacher.after_step(self.student, info)
+        return means
+
+    def teaching_epoch(self, epoch: int) -> contextlib.AbstractContextManager[Any]:
+        """Open the teacher's answers of an epoch."""
+        return contextlib.nullcontext() if self.teaching is None else self.teaching.epoch(epoch)
+
+    def evaluate(self, step: int) -> Evaluation | None:
+        """Return the validation result of the averaged weights where there are any, else of the student's."""
+        if self.task.size("validation") == 0 or not self.task.has_labels("validation"):
+            return None
+        model = self.student if self.average is None else self.average.module
+        found = evaluate(model, self.task, "validation")
+        if not math.isfinite(found.loss):
+            raise _nan(self.label, step)
+        return found
+
+    def finish(self) -> None:
+        """Give the student the averaged weights."""
+        if self.average is not None and int(self.average.n_averaged) > 0:
+            self.student.load_state_dict(self.average.module.state_dict())
+
+    def save(self, path: Path, progress: _Progress, plan: str) -> None:
+        """Write a checkpoint."""
+        scaler = self.accelerator.scaler
+        facts = {
+            "plan": plan,
+            "step": progress.step,
+            "reference": progress.reference,
+            "history": [asdict(report) for report in progress.history],
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+        save_checkpoint(path, self._kept(), self.optimizer, facts)
+
+    def load(self, path: Path, plan: str) -> _Progress:
+        """Restore a checkpoint of the same training, where there is one."""
+        found = read_checkpoint(path)
+        if found is None:
+            note = f"checkpoint {path.name} cannot be read; started anew" if path.exists() else None
+            return _Progress(note=note)
+        tensors, facts = found
+        if facts["plan"] != plan:
+            return _Progress(note=f"checkpoint {path.name} belongs to another training; started anew")
+        restore(tensors, self._kept(), self.optimizer)
+        if self.accelerator.scaler is not None and facts["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(facts["scaler"])
+        history = [
+            EpochReport(**{**row, "evaluation": row["evaluation"] and Evaluation(**row["evaluation"])})
+            for row in facts["history"]
+        ]
+        return _Progress(step=facts["step"], reference=facts["reference"], history=history)
+
+    def _kept(self) -> dict[str, nn.Module]:
+        """Return the modules whose state a checkpoint holds; a teacher only when it may change on the way."""
+        kept: dict[str, nn.Module] = {"student": self.student, "objective": self.objective}
+        if self.average is not None:
+            kept["average"] = self.average
+        if self.teacher is not None and not self.teacher.cacheable:
+            kept |= {f"teacher{index}": member for index, member in enumerate(self.teacher.members)}
+        return kept
+
+
+class _Supervised(nn.Module):
+    """Student and objective as one module, so that distributed training sees every parameter that has a gradient."""
+
+    def __init__(self, student: nn.Module, objective: Objective, task: Task, plan: SitePlan) -> None:
+        super().__init__()
+        self.student = student
+        self.objective = objective
+        self.task = task
+        self.plan = plan
+        self.sites = objective.needs().student
+
+    def forward(self, batch: Batch, teacher: Trace, step: StepInfo) -> tuple[Tensor, Terms]:
+        """Return total and terms; under mixed precision the losses are computed in float32."""
+        trace, output = trace_model(self.student, batch, self.sites, self.task.forward, self.plan)
+        device = output.device.type
+        if not torch.is_autocast_enabled(device):
+            return self.objective(trace, teacher, batch, step, self.task.loss(output, batch))  # type: ignore[no-any-return]
+        with torch.autocast(device, enabled=False):
+            trace, teacher = _in_float(trace), _in_float(teacher)
+            return self.objective(trace, teacher, batch, step, self.task.loss(trace.logits, batch))  # type: ignore[no-any-return]
+
+
+@dataclass(slots=True)
+class _Progress:
+    """How far a training is, and whether it is going well."""
+
+    step: int = 0
+    reference: float | None = None
+    history: list[EpochReport] = field(default_factory=list)
+    note: str | None = None
+
+    def watch(self, total: Tensor, *, sure: bool, label: str) -> None:
+        """Look at a step's total; on a GPU, where looking means waiting, only now and then."""
+        if not sure and self.step % 32:
+            return
+        value = float(total)
+        if not math.isfinite(value):
+            raise _nan(label, self.step)
+        if self.reference is None:
+            self.reference = max(abs(value), 1e-2)
+
+    def judge(self, mean: float, *, label: str) -> None:
+        """Look at an epoch's mean total."""
+        if not math.isfinite(mean):
+            raise _nan(label, self.step)
+        if self.reference is not None and abs(mean) > _DIVERGED * self.reference:
+            raise TrialFailure(
+                "diverged",
+                f"the loss of {label} grew from {self.reference:.3g} to {mean:.3g}",
+                hint="Lower training.lr, or set training.grad_clip.",
+            )
+
+
+class _Means:
+    """Means of terms over samples, added up where the terms are."""
+
+    def __init__(self) -> None:
+        self._sums: Terms = {}
+        self._samples = 0
+
+    def add(self, terms: Terms, samples: int) -> None:
+        for name, value in terms.items():
+            weighted = value * samples
+            self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
+        self._samples += samples
+
+    def values(self) -> dict[str, float]:
+        return {name: float(value) / self._samples for name, value in self._sums.items()}
+
+
+def _nan(label: str, step: int) -> TrialFailure:
+    return TrialFailure(
+        "nan_loss",
+        f"the loss of {label} is not a finite number at step {step}",
+        hint="Lower training.lr, or set training.grad_clip.",
+    )
+
+
+def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """Yield lists of `size` batches; the last one may be shorter."""
+    group: list[Batch] = []
+    for batch in batches:
+        group.append(batch)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _in_float(trace: Trace) -> Trace:
+    """Return a trace in float32."""
+    signals = {
+        site: Signal(
+            signal.tensor.float(), signal.layout, signal.mask, signal.bias, signal.scale, signal.causal, signal.valid,
+            signal.grid,
+        )
+        for site, signal in trace.signals.items()
+    }  # fmt: skip
+    return Trace(signals, tuple(_in_float(member) for member in trace.members), trace.weights)

@@ -1,0 +1,57 @@
+"""Evaluating a model on one split of a task."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from nasdistill.errors import DataError
+from nasdistill.interfaces.task import Evaluation, Split, Task
+
+
+def evaluate(model: nn.Module, task: Task, split: Split = "validation", batch_size: int = 256) -> Evaluation:
+    """Return a model's score and mean loss on a whole split: in order, plain, in eval mode, without gradients.
+
+    The model runs on the device where its parameters are; train/eval modes are put back module by module. Not in
+    inference mode: tables that a model computes once and keeps would be unusable in a later training.
+
+    Args:
+        model: any model that `task` can call.
+        task: a prepared task.
+        split: which samples.
+        batch_size: samples per forward; the result does not depend on it beyond rounding.
+
+    Raises:
+        DataError: the split is empty or has no labels.
+    """
+    if not task.has_labels(split) or task.size(split) == 0:
+        raise DataError(f"{task.id}: split {split!r} has no labelled samples to evaluate on")
+    parameter = next(model.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    outputs, labels, loss, count = [], [], 0.0, 0
+    with kept_modes(model), torch.no_grad():
+        model.eval()
+        for batch in task.batches(split, batch_size=batch_size):
+            batch = batch.to(device)
+            output = task.forward(model, batch).float()
+            loss += float(task.loss(output, batch)) * batch.size
+            count += batch.size
+            outputs.append(output.cpu())
+            assert batch.labels is not None
+            labels.append(batch.labels.cpu())
+        score = task.score(torch.cat(outputs), torch.cat(labels))
+    return Evaluation(score=float(score), loss=loss / count, n=count)
+
+
+@contextlib.contextmanager
+def kept_modes(model: nn.Module) -> Iterator[None]:
+    """Put every module's train/eval flag back afterwards (a model may keep some of its norms in eval mode)."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
