@@ -43,15 +43,20 @@ class SitePlan:
         self._model = weakref.ref(model)
         self.label = label
         self._fuse = True
+
+        def same(model: nn.Module) -> Any:
+            torch.manual_seed(0)  # the runs are compared, and `run` may draw its input
+            return run(model)
+
         with _left_as_found(model), torch.no_grad():
             with fused_branches(model) as switched:
-                found, output = survey(model, run)
-            if switched and not _close(first_tensor(output), first_tensor(run(model))):
+                found, output = survey(model, same)
+            if switched and not _close(first_tensor(output), first_tensor(same(model))):
                 # The fused branch computes something else (a soft cap, say): stay with the model's own.
                 self._fuse = False
-                found, _ = survey(model, run)
+                found, _ = survey(model, same)
             self._taps: dict[Site, Tap] = {}
-            self.geometry = self._prove(model, run, found)
+            self.geometry = self._prove(model, same, found)
 
     def capture(self, sites: Iterable[Site | str], model: nn.Module | None = None) -> Capture:
         """Return a context manager that records `sites` of the forward run inside it.

@@ -8,7 +8,8 @@ attention call. From this follow, without a list of model names:
   the attention's own (it lies outside the calling module, or runs after the call and is not the output projection).
   The plain rule "innermost member of a list" fails where sub-layers are listed too (T5);
 - ``ffn_out``: the last linear of the block, in time, that gives the block's width;
-- *stage maps*: for each resolution that some convolution produces, the last 4-D output outside token code.
+- *stage maps*: for each resolution that some convolution produces, the last 4-D output outside token code and outside
+  blocks that leave this resolution.
 """
 
 from __future__ import annotations
@@ -263,6 +264,12 @@ def _is_conv(module: nn.Module) -> bool:
     return weight is not None and weight.ndim == 4
 
 
+def _is_global_pool(done: _Done) -> bool:
+    """Return whether a module without parameters turned a map into one pixel."""
+    pooled = done.shape[-2:] == (1, 1) and done.input_shape[-2:] != (1, 1)
+    return pooled and not any(True for _ in done.module.parameters())
+
+
 def _is_head(module: nn.Module, output: Tensor) -> bool:
     """Return whether a module could be the classifier: a linear map, or a convolution on one pixel."""
     return (is_linear(module) and output.ndim == 2) or (
@@ -362,7 +369,9 @@ class _Analysis:
             if tap is not None:
                 found.taps[Site(name, layer)] = replace(tap, grid=grid)
 
-        if call.known:
+        # Attention over channels (XCiT) hands the kernel transposed heads: no map over tokens exists.
+        channels = block is not None and call.tokens != block.shape[1] == call.value_dim
+        if call.known and not channels:
             for name, part in (("q", "q"), ("k", "k"), ("v", "v"), ("context", "out")):
                 tap = Tap(*call.key, "call", "heads", part, call.index, call.core, causal=call.causal)
                 put(name, tap)
@@ -425,20 +434,30 @@ class _Analysis:
             if d.key[0] and len(d.shape) == 4 and not d.tokens_around and not self.callers & set(d.stack)
         ]
         sizes = {d.shape[-2:] for d in outside if _is_conv(d.module)}
-        return [d for d in outside if d.shape[-2:] in sizes]
+        return [d for d in outside if d.shape[-2:] in sizes and not _is_global_pool(d)]
 
     def _stages(self, maps: list[_Done]) -> list[_Done]:
-        """Return the last map of each resolution, the finest first; gates and global pooling are no stages."""
-        last = {d.shape[-2:]: d for d in maps}
-        pixels = {size: size[0] * size[1] for size in last}
-        order = sorted(last, key=lambda size: -pixels[size])
-        if (1, 1) in last:
-            others = [size for size in order if size != (1, 1)]
-            gate = any(last[size].left > last[1, 1].left for size in others)
-            drop = min((pixels[size] for size in others), default=1)
-            if others and (gate or drop > 4):
-                order = others
-        return [last[size] for size in order]
+        """Return the last map of each resolution (number of pixels), the finest first.
+
+        A block that changes the resolution may still widen its input first; such inner maps come later than the stage
+        they read and are passed over. One pixel is a stage only where a layer with weights came down to it at the end
+        of the trunk: elsewhere it is a gate (squeeze and excitation) or a head behind global pooling.
+        """
+        last: dict[int, _Done] = {}
+        for done in sorted(maps, key=lambda d: (-self._resizing(d), d.left)):
+            last[done.shape[-2] * done.shape[-1]] = done
+        came_down = any(d.shape[-2:] == (1, 1) != d.input_shape[-2:] for d in maps)
+        if 1 in last and len(last) > 1 and not (came_down and last[1].left == max(d.left for d in last.values())):
+            del last[1]
+        return [last[pixels] for pixels in sorted(last, reverse=True)]
+
+    def _resizing(self, done: _Done) -> int:
+        """Return how many modules around a map take this resolution in and give another one out."""
+        around = (self.by_key[key] for key in done.stack[1:-1] if key in self.by_key)
+        return sum(
+            len(a.input_shape) == 4 and a.input_shape[-2:] == done.shape[-2:] and a.shape[2:] != done.shape[2:]
+            for a in around
+        )
 
     def _head(self) -> _Done | None:
         """Return the layer whose output is the model's: by value, else the last one of the output's shape."""
