@@ -47,6 +47,7 @@ class Teaching:
         self.teacher = teacher
         self.sites: frozenset[Site] = frozenset()
         self._accelerator = accelerator
+        self._training = training
         self._tracer = _tracer(teacher, task)
         self._cache = cache if training.teacher_cache and teacher.cacheable else None
         self._rows = shard_rows(task.size("train"), training.batch_size, accelerator)
@@ -76,7 +77,8 @@ class Teaching:
         if self._cache is None or not self.sites:
             yield False
             return
-        with self._cache.epoch(self._key, epoch, self._rows, self.sites) as self._entry:
+        pass_number = data_epoch(self._training, epoch)
+        with self._cache.epoch(self._key, pass_number, self._rows, self.sites) as self._entry:
             try:
                 yield self._entry.complete
             finally:
@@ -141,7 +143,13 @@ def fill_cache(
 
 def train_batches(task: Task, training: TrainingConfig, epoch: int, data_seed: int) -> Iterator[Batch]:
     """Yield the training batches of an epoch: the one place that says how, because the cache depends on it."""
-    return task.batches("train", batch_size=training.batch_size, epoch=epoch, seed=data_seed, train=True)
+    number = data_epoch(training, epoch)
+    return task.batches("train", batch_size=training.batch_size, epoch=number, seed=data_seed, train=True)
+
+
+def data_epoch(training: TrainingConfig, epoch: int) -> int:
+    """Return which pass over the data an epoch is: they repeat after ``distinct_epochs``."""
+    return epoch if training.distinct_epochs is None else epoch % training.distinct_epochs
 
 
 def _tracer(teacher: TeacherSession, task: Task) -> ModelTracer:

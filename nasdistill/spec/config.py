@@ -98,6 +98,9 @@ class TrainingConfig(Table):
     precision: Literal["no", "bf16", "fp16"] = Field("no", description="Mixed precision.")
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`.")
     threads: int = Field(1, ge=1, description="CPU threads of a training process.")
+    distinct_epochs: int | None = Field(
+        16, ge=1, description="Order and augmentation repeat after so many epochs; bounds the teacher's work."
+    )
     teacher_cache: bool = Field(True, description="Compute the teacher's outputs once for all students.")
     inherit: bool = Field(True, description="Start students from the teacher's weights where the space can.")
 
