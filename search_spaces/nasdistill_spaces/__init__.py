@@ -1,1 +1,31 @@
-"""Bundled plugin spaces."""
+"""Bundled search spaces. Read when plugins are listed, so it imports no torch."""
+
+from __future__ import annotations
+
+from nasdistill import hookimpl
+from nasdistill.spec.component import SearchSpaceSpec, SpaceTags
+
+
+@hookimpl
+def nasdistill_search_spaces() -> list[SearchSpaceSpec]:
+    """Return the bundled spaces."""
+    return [
+        SearchSpaceSpec(
+            "conv_vit",
+            "nasdistill_spaces.conv_vit:ConvVit",
+            "Convolution stem + transformer blocks; per block heads, MLP ratio and attention variant",
+            options="nasdistill_spaces.conv_vit:ConvVitOptions",
+            references=("arXiv:2106.14881", "arXiv:2107.00651", "arXiv:2407.14679"),
+            left_out="Weights shared by all points; relative positions; a class token.",
+            tags=SpaceTags(family="vision", inherits=True),
+        ),
+        SearchSpaceSpec(
+            "resnet_s0",
+            "nasdistill_spaces.resnet_s0:ResNetS0",
+            "CIFAR ResNets: blocks per stage, width, stages, stride of the stem",
+            options="nasdistill_spaces.resnet_s0:ResNetS0Options",
+            references=("arXiv:2303.15678", "arXiv:1512.03385"),
+            left_out="The cell space and the plain-net space of the same paper.",
+            tags=SpaceTags(family="vision", inherits=True),
+        ),
+    ]
