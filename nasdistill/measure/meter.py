@@ -38,15 +38,15 @@ class Meter:
     """Measures networks on one target.
 
     The references are prepared and calibrated when the first network is measured, and stay loaded until `close`.
-    Latencies in milliseconds are comparable within one calibration: to compare with an earlier session of the same
-    machine (a resumed search), give its `reference_ms`.
+    Latencies in milliseconds are comparable within one calibration: to compare with an earlier session on the same
+    machine (a resumed search), give its `calibration`.
 
     Args:
         target: where to measure.
         folder: where artefacts are written, ``NAME.onnx`` and the like.
         budget: limits of one measurement.
         seed: root of orders and bootstraps; the same measurement of the same name has the same order.
-        reference_ms: the references' time in milliseconds, None calibrates.
+        calibration: reference name -> milliseconds, from an earlier meter's `calibration`; None calibrates.
         keep_artefacts: False removes a network's file once it is measured.
         clock: where time comes from (tests).
 
@@ -62,7 +62,7 @@ class Meter:
         budget: Budget | None = None,
         seed: int = 0,
         *,
-        reference_ms: float | None = None,
+        calibration: Mapping[str, float] | None = None,
         keep_artefacts: bool = True,
         clock: Clock | None = None,
     ) -> None:
@@ -73,8 +73,8 @@ class Meter:
         self.rounds: Rounds | None = None
         self._keep = keep_artefacts
         self._clock = clock
-        self._reference_ms = reference_ms
-        self._references: list[Prepared] = []
+        self._calibration = None if calibration is None else dict(calibration)
+        self._references: dict[str, Prepared] = {}
         self._probed = False
 
     def __enter__(self) -> Meter:
@@ -87,29 +87,31 @@ class Meter:
         self.close()
 
     @property
-    def reference_ms(self) -> float:
-        """The references' calibrated time, in milliseconds (calibrated now when it was not before).
+    def calibration(self) -> dict[str, float]:
+        """Reference name -> calibrated milliseconds (calibrated now when it was not before).
 
         Raises:
             TargetUnavailableError: as :meth:`references`.
         """
-        if self._reference_ms is None:
-            self._reference_ms = calibrate(self.references(), self.budget, self.seed, clock=self._clock)
-        return self._reference_ms
+        if self._calibration is None:
+            references = self.references()
+            times = calibrate(list(references.values()), self.budget, self.seed, clock=self._clock)
+            self._calibration = dict(zip(references, times, strict=True))
+        return self._calibration
 
-    def references(self) -> list[Prepared]:
-        """Return the references, prepared on this target.
+    def references(self) -> dict[str, Prepared]:
+        """Return the references by name, prepared on this target.
 
         Raises:
             TargetUnavailableError: the target is not here, or cannot run them.
         """
         if not self._references:
-            prepared: list[Prepared] = []
+            prepared: dict[str, Prepared] = {}
             try:
                 for name, (model, example) in reference_models().items():
-                    prepared.append(self._prepare(model, example, name, self.folder / "references"))
+                    prepared[name] = self._prepare(model, example, name, self.folder / "references")
             except TrialFailure as error:
-                for item in prepared:
+                for item in prepared.values():
                     item.close()
                 raise TargetUnavailableError(
                     f"target {self.target.id} cannot run the reference networks that latencies are paired with: "
@@ -197,9 +199,9 @@ class Meter:
 
     def close(self) -> None:
         """Release the references. The meter may be used again: they are then prepared anew, the calibration stays."""
-        for item in self._references:
+        for item in self._references.values():
             item.close()
-        self._references = []
+        self._references = {}
 
     # ---- inner steps ----------------------------------------------------------------------------------------------
 
@@ -260,11 +262,11 @@ class Meter:
             self.rounds = None
             found = {name: simulated_latency(item) for name, item in prepared.items()}
         else:
-            scale = self.reference_ms
+            references, calibration = self.references(), self.calibration
             seed = derive_seed(self.seed, "rounds", *sorted(prepared))
-            rounds = time_rounds(prepared, self.references(), budget, seed, clock=self._clock)
+            rounds = time_rounds(prepared, list(references.values()), budget, seed, clock=self._clock)
             self.rounds = rounds
-            found = {name: rounds.latency(name, scale) for name in prepared}
+            found = {name: rounds.latency(name, [calibration[key] for key in references]) for name in prepared}
         reports = {}
         for name, item in prepared.items():
             info = dict(item.info)

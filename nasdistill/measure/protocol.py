@@ -3,8 +3,9 @@
 Raw wall-clock medians of the same network differ by a third between two moments of a busy machine, and CPU time, free
 of pre-emption, still by an eighth (clock changes, shared caches). What does not move is a *ratio* of two networks
 timed in the same moment. So, in every round, each network and the references run once in random order; a network's
-value is the median over rounds of its time over the geometric mean of the references' times, in that round, times the
-references' own time in milliseconds. The interval is a block bootstrap (:mod:`nasdistill.measure.stats`).
+value is the median over rounds of its time over the references' times, in that round, times the references' own,
+calibrated time in milliseconds. References of like duration count most (`reference_weights`): load slows short networks
+more than long ones. The interval is a block bootstrap (:mod:`nasdistill.measure.stats`).
 
 - *Clock*: CPU time of the process for single-threaded runtimes in this process, wall time otherwise, the target's own
   clock where it has one. A deterministic simulator is asked once.
@@ -25,16 +26,16 @@ import gc
 import math
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from nasdistill.interfaces.target import Prepared
-from nasdistill.measure.stats import Interval, drift, median_interval, paired_ratios, quantiles
+from nasdistill.measure.stats import Interval, drift, median_interval, paired_ratios, quantiles, reference_weights
 from nasdistill.seeds import derive_seed
 from nasdistill.spec.measurement import Budget, Latency
 
@@ -166,7 +167,6 @@ class Rounds:
         clock: which clock counts.
         pairs: number of rounds.
         names: of the networks, in the order given.
-        reference_ms: geometric mean of the references' medians in these rounds; None without references.
     """
 
     def __init__(self, items: Sequence[_Item], references: Sequence[_Item], budget: Budget, seed: int) -> None:
@@ -183,12 +183,13 @@ class Rounds:
         return len(next(iter([*self._items.values(), *self._references])).wall)
 
     @property
-    def reference_ms(self) -> float | None:
-        """Geometric mean of the references' medians, in milliseconds."""
-        if not self._references:
-            return None
-        medians = [float(np.median(item.times)) for item in self._references]
-        return math.exp(sum(math.log(value) for value in medians) / len(medians)) / 1e6
+    def reference_ms(self) -> tuple[float, ...]:
+        """Each reference's median in these rounds, in milliseconds, in the order given."""
+        return tuple(float(np.median(item.times)) / 1e6 for item in self._references)
+
+    def weights(self, name: str) -> list[float]:
+        """Return how much each reference counts for `name`."""
+        return reference_weights(float(np.median(self._items[name].times)) / 1e6, self.reference_ms)
 
     def calls(self, name: str) -> int:
         """Return how many calls one sample of `name` held."""
@@ -196,8 +197,10 @@ class Rounds:
 
     def ratios(self, name: str, to: str | None = None) -> NDArray[np.float64]:
         """Return ``(n,)`` paired ratios of `name` to the references, or to another network of these rounds."""
-        others = [self._items[to]] if to is not None else self._references
-        return paired_ratios(self._items[name].times, [other.times for other in others])
+        times = self._items[name].times
+        if to is not None:
+            return paired_ratios(times, [self._items[to].times])
+        return paired_ratios(times, [item.times for item in self._references], self.weights(name))
 
     def interval(self, name: str, to: str | None = None, *, resamples: int = 1000) -> Interval:
         """Return the median of :meth:`ratios` with its interval."""
@@ -218,21 +221,22 @@ class Rounds:
             verdict = "a>b"
         return Comparison(verdict, found.value, found.low, found.high, self.pairs)
 
-    def latency(self, name: str, reference_ms: float | None = None) -> Latency:
+    def latency(self, name: str, reference_ms: Sequence[float] | None = None) -> Latency:
         """Return the latency of `name`.
 
         Args:
             name: which network.
-            reference_ms: what the ratio is multiplied with; None takes the references' time in these rounds.
+            reference_ms: the calibrated time of each reference; None takes their times in these rounds.
         """
-        here = self.reference_ms
-        if here is None:
+        if not self._references:
             raise ValueError("a latency needs references")
-        scale = here if reference_ms is None else reference_ms
+        weights = self.weights(name)
+        here = _weighted(self.reference_ms, weights)
+        scale = here if reference_ms is None else _weighted(reference_ms, weights)
         item, ratio = self._items[name], self.interval(name)
         flags, quality = self._judge(item, ratio)
-        if reference_ms is not None and not 1 / MOVED < here / reference_ms < MOVED:
-            flags.append(f"reference/calibration={here / reference_ms:.2f}")
+        if not 1 / MOVED < here / scale < MOVED:
+            flags.append(f"reference/calibration={here / scale:.2f}")
         value = ratio.scaled(scale)
         return Latency(
             value_ms=value.value, low_ms=value.low, high_ms=value.high, ratio=ratio.value, reference_ms=scale,
@@ -283,7 +287,7 @@ def time_rounds(
     seed: int,
     *,
     clock: Clock | None = None,
-    settled: Any = None,
+    settled: Callable[[Rounds], bool] | None = None,
 ) -> Rounds:
     """Warm up, then time everything in random order, round by round.
 
@@ -333,7 +337,7 @@ def measure_together(
     budget: Budget,
     seed: int,
     *,
-    reference_ms: float | None = None,
+    reference_ms: Sequence[float] | None = None,
     clock: Clock | None = None,
 ) -> dict[str, Latency]:
     """Time several networks in the same rounds, so that near neighbours meet head to head.
@@ -343,7 +347,7 @@ def measure_together(
         references: the reference networks, prepared by the same target; unused for simulated targets.
         budget: limits; ``max_seconds`` counts once per network.
         seed: of the orders and the bootstrap.
-        reference_ms: the references' calibrated time; None takes their time in these rounds.
+        reference_ms: the calibrated time of each reference; None takes their times in these rounds.
         clock: where time comes from.
 
     Returns:
@@ -364,7 +368,7 @@ def measure_latency(
     budget: Budget,
     seed: int,
     *,
-    reference_ms: float | None = None,
+    reference_ms: Sequence[float] | None = None,
     clock: Clock | None = None,
 ) -> Latency:
     """Time one network; arguments as in :func:`measure_together`."""
@@ -410,14 +414,13 @@ def compare(
     )
 
 
-def calibrate(references: Sequence[Prepared], budget: Budget, seed: int, *, clock: Clock | None = None) -> float:
-    """Return the references' own time, in milliseconds: the geometric mean of their medians over up to 100 rounds."""
+def calibrate(
+    references: Sequence[Prepared], budget: Budget, seed: int, *, clock: Clock | None = None
+) -> tuple[float, ...]:
+    """Return each reference's own time, in milliseconds: the median over up to 100 rounds."""
     once = Budget(max_seconds=budget.max_seconds, min_pairs=50, max_pairs=100, relative_width=0.02)
     rounds = time_rounds({}, references, once, derive_seed(seed, "calibrate"), clock=clock, settled=lambda _: False)
-    found = rounds.reference_ms
-    if found is None:
-        raise ValueError("nothing to calibrate")
-    return found
+    return rounds.reference_ms
 
 
 def simulated_latency(prepared: Prepared) -> Latency:
@@ -452,6 +455,11 @@ def measuring(threads: int = 1) -> Iterator[None]:
             torch.set_num_threads(before)
         if collecting:
             gc.enable()
+
+
+def _weighted(values: Sequence[float], weights: Sequence[float]) -> float:
+    """Return the weighted geometric mean."""
+    return math.exp(sum(weight * math.log(value) for value, weight in zip(values, weights, strict=True)))
 
 
 def _threads(prepared: Prepared) -> int:

@@ -66,16 +66,37 @@ def quantiles(nanoseconds: Samples) -> Quantiles:
     )
 
 
-def paired_ratios(samples: Samples, references: Sequence[Samples]) -> NDArray[np.float64]:
+def paired_ratios(
+    samples: Samples, references: Sequence[Samples], weights: Sequence[float] | None = None
+) -> NDArray[np.float64]:
     """Return ``(n,)`` ratios of each sample to the geometric mean of the references' samples of the same round.
 
     Args:
         samples: ``(n,)`` timings.
         references: one or more ``(n,)`` timings, taken in the same rounds; all positive.
+        weights: of the references in the mean, positive; None weighs them equally.
     """
     logs = [np.log(np.asarray(reference, dtype=np.float64)) for reference in references]
-    ratios: NDArray[np.float64] = np.exp(np.log(np.asarray(samples, dtype=np.float64)) - np.mean(logs, axis=0))
+    mean = np.average(logs, axis=0, weights=weights)
+    ratios: NDArray[np.float64] = np.exp(np.log(np.asarray(samples, dtype=np.float64)) - mean)
     return ratios
+
+
+def reference_weights(time: float, references: Sequence[float]) -> list[float]:
+    """Return how much each reference counts for a network that takes `time`: ``w ~ 1 / (1 + ln(time / reference)^2)``.
+
+    A busy neighbour slows short networks, which are mostly calls and instruction fetches, more than long ones, which
+    are mostly arithmetic (1.8 against 1.2 times, say). References of like duration are slowed alike.
+
+    Args:
+        time: median time of the network, positive.
+        references: median times of the references, in the same unit.
+
+    Returns:
+        Weights that sum to 1.
+    """
+    raw = [1 / (1 + math.log(time / reference) ** 2) for reference in references]
+    return [weight / sum(raw) for weight in raw]
 
 
 def sign_autocorrelation(values: Samples) -> float:
@@ -148,13 +169,6 @@ def _student_over_normal(confidence: float, freedom: float) -> float:
     second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
     third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
     return (z + first / freedom + second / freedom**2 + third / freedom**3) / z
-
-
-def ratio_interval(
-    samples: Samples, references: Sequence[Samples], *, confidence: float = 0.95, seed: int = 0, resamples: int = 1000
-) -> Interval:
-    """Return the median of :func:`paired_ratios` with its interval; arguments as there and in `median_interval`."""
-    return median_interval(paired_ratios(samples, references), confidence=confidence, seed=seed, resamples=resamples)
 
 
 def drift(values: Samples) -> float:
