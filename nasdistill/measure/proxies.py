@@ -76,7 +76,8 @@ def run_proxy(
         loss: the task's loss.
         io: input and output.
         cost: analytic cost of the student, where known.
-        seed: the same seed gives the same score.
+        seed: the same seed gives the same score. Score a whole pool with one seed: what a proxy draws is then the
+            same for all candidates and cancels in their order.
 
     Returns:
         The outcome; exceptions, running out of memory, NaN and infinities are outcomes without a value.

@@ -80,9 +80,7 @@ def nasdistill_proxies() -> list[ProxySpec]:
             options="nasdistill_proxies.diswot:DisWotOptions",
             references=("arXiv:2303.15678",),
             left_out="The Grad-CAM form of the semantic term; the evolutionary search around the score.",
-            tags=ProxyTags(
-                needs_labels=True, needs_teacher=True, needs_backward=True, stochastic=True, cost="backward"
-            ),
+            tags=ProxyTags(needs_labels=True, needs_teacher=True, needs_backward=True, cost="backward"),
         ),
         ProxySpec(
             "cka",

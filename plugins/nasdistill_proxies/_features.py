@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from nasdistill.errors import TrialFailure
 from nasdistill.interfaces import Batch
@@ -48,6 +49,19 @@ class _Seen:
     before_classifier: Tensor | None = None
     inputs: Tensor | None = None
     handles: list[Any] = field(default_factory=list)
+
+
+def use_batch_statistics(model: nn.Module) -> nn.Module:
+    """Put batch normalisation into train mode and everything else (dropout, drop path) into eval mode; returns `model`.
+
+    A fresh network's running statistics are meaningless, so features are taken with those of the batch; what is
+    random in train mode would only add noise to a comparison.
+    """
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.train()
+    return model
 
 
 @contextlib.contextmanager

@@ -14,8 +14,8 @@ it does not change when X is rotated, scaled or shifted.
 this similarity to one that is known to be good.
 
 - Cost: one forward of the student; the teacher's side of a batch is computed once and kept. No labels.
-- Initialisation: both networks as they are. Mode: train, both (batch statistics: with the running statistics of a
-  fresh network the features degenerate).
+- Initialisation: both networks as they are. Mode: batch statistics in both (with the running statistics of a fresh
+  network the features degenerate), dropout off.
 - Stages: the feature maps of a convolutional network (the last one of each resolution) followed by the outputs of the
   transformer blocks, thinned out to `stages` evenly spread ones, the last always among them; a network with fewer
   repeats some. So every student of a pool is compared at the same number of places.
@@ -39,6 +39,7 @@ from nasdistill.errors import TrialFailure
 from nasdistill.interfaces import ComponentFactory, Proxy, ProxyInput, ProxyScore, Site
 from nasdistill.spec.options import ComponentOptions
 from nasdistill.trace import SitePlan
+from nasdistill_proxies._features import use_batch_statistics
 from nasdistill_proxies._memory import LastResult
 
 
@@ -96,7 +97,6 @@ class Cka(Proxy):
         theirs = self._teacher_side.get(
             teacher,
             candidate.batch,
-            candidate.generator.initial_seed(),
             lambda: self._grams(candidate, teacher, "teacher"),
         )
         ours = self._grams(candidate, candidate.model, "student")
@@ -108,6 +108,7 @@ class Cka(Proxy):
     def _grams(self, candidate: ProxyInput, model: nn.Module, label: str) -> list[Tensor]:
         """Return the normalised centred Gram matrices of one network's stages."""
         few = candidate.batch.select(torch.arange(min(2, candidate.batch.size), device=candidate.batch.ids.device))
+        use_batch_statistics(model)
         plan = SitePlan(model, lambda net: candidate.forward(net, few), label=label)
         sites = _stage_sites(plan.geometry.sites)
         if not sites:

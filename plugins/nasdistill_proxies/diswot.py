@@ -22,8 +22,8 @@ O(K c) instead of O(K c^2):
 - Cost: one forward and backward of the student; the teacher's side of a batch is computed once and kept.
 - Initialisation: ``init = "network"`` takes both networks as they are (a trained teacher, a fresh or inherited
   student); ``"normal"`` draws the convolution and linear weights of *both* from N(0, 1), as the paper's released study
-  does. Mode: train, both networks (batch statistics: with the running statistics of a fresh network the features
-  degenerate).
+  does; the teacher's draw has its own seed, so that all students meet the same teacher. Mode: batch statistics in
+  both (with the running statistics of a fresh network the features degenerate), dropout off.
 - For transformers the features are the tokens (B, N, C), flattened; the classifier weight exists there too.
 - Widths that differ: the semantic term compares channel i with channel i, so it has no meaning when the classifiers
   read different numbers of features. Leaving it out would lift such a student by up to 4 over the others. It gets
@@ -50,7 +50,7 @@ from nasdistill.interfaces import ComponentFactory, Proxy, ProxyInput, ProxyScor
 from nasdistill.measure.proxies import normal_init
 from nasdistill.seeds import torch_generator
 from nasdistill.spec.options import ComponentOptions
-from nasdistill_proxies._features import trace_head
+from nasdistill_proxies._features import trace_head, use_batch_statistics
 from nasdistill_proxies._memory import LastResult
 
 UNRELATED = -2.0
@@ -62,8 +62,10 @@ class DisWotOptions(ComponentOptions):
 
     terms: Literal["both", "semantic", "relation"] = Field("both", description="Which terms are added up.")
     init: Literal["network", "normal"] = Field(
-        "network", description="Score both networks as they are, or with N(0, 1) weights (the paper's study)."
+        "network",
+        description="Score both networks as they are, or with N(0, 1) weights (the paper's study; depends on the seed).",
     )
+    teacher_seed: int = Field(0, ge=0, description='Seed of the teacher\'s draw with init = "normal".')
 
 
 def relation_score(student: Tensor, teacher: Tensor) -> float:
@@ -114,10 +116,9 @@ class DisWot(Proxy):
         features_t, gradient_t = self._teacher_side.get(
             teacher,
             candidate.batch,
-            candidate.generator.initial_seed(),
-            lambda: self._side(candidate, teacher, "teacher"),
+            lambda: self._side(candidate, teacher, "teacher", torch_generator(self.options.teacher_seed, "diswot")),
         )
-        features_s, gradient_s = self._side(candidate, candidate.model, "student")
+        features_s, gradient_s = self._side(candidate, candidate.model, "student", candidate.generator)
         parts: dict[str, float] = {}
         note = ""
         if self.options.terms != "semantic":
@@ -136,12 +137,13 @@ class DisWot(Proxy):
                 note += f" and counted as {UNRELATED:g} (unrelated)"
         return ProxyScore(sum(parts.values()), parts, note)
 
-    def _side(self, candidate: ProxyInput, model: nn.Module, label: str) -> tuple[Tensor, Tensor]:
+    def _side(
+        self, candidate: ProxyInput, model: nn.Module, label: str, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """Return features (B, ...) and classifier gradient (K, c) of one network."""
         if self.options.init == "normal":
-            # Each side has its own generator: the student's draw must not depend on whether the teacher's was kept.
-            normal_init(model, torch_generator(candidate.generator.initial_seed(), label))
-        model.requires_grad_(True)
+            normal_init(model, generator)
+        use_batch_statistics(model).requires_grad_(True)
         trace = trace_head(model, candidate.batch, candidate.forward, candidate.io.outputs, label=label)
         loss = candidate.loss(trace.output, candidate.batch)
         (gradient,) = torch.autograd.grad(loss, trace.classifier)

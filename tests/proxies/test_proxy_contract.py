@@ -63,6 +63,8 @@ def test_scores_are_finite_and_repeat(proxy, spec, host, name):
     assert math.isfinite(first.value)
     assert first.value == second.value
     assert first.parts == second.parts
+    other = run(proxy, spec, model, teacher, seed=4)
+    assert (other.value == first.value) is (not spec.tags.stochastic)
     assert first.seconds > 0
     again = run(host.create(Kind.PROXY, spec.name), spec, model, teacher)
     assert again.value == first.value  # nothing is remembered that matters

@@ -11,7 +11,7 @@ from proxy_models import Mlp, SmallResNet, SmallViT, built, candidate, digits, f
 from torch import nn
 
 from nasdistill.errors import TrialFailure
-from nasdistill_proxies._features import trace_head
+from nasdistill_proxies._features import trace_head, use_batch_statistics
 from nasdistill_proxies._weights import loss_gradients, product_weights, weight_gradients
 from nasdistill_proxies.cka import Cka, centred_gram, linear_cka, spread
 from nasdistill_proxies.diswot import UNRELATED, DisWot, relation_score, semantic_score
@@ -387,7 +387,7 @@ def test_relation_properties():
 
 @pytest.mark.parametrize("kind", [SmallResNet, SmallViT])
 def test_diswot_of_the_teacher_itself_is_zero(kind):
-    score = DisWot().score(candidate(built(kind).train(), teacher=built(kind).train()))
+    score = DisWot().score(candidate(built(kind).train(), teacher=built(kind).eval()))
     assert score.value == pytest.approx(0.0, abs=1e-9)
     assert score.parts == pytest.approx({"relation": 0.0, "semantic": 0.0}, abs=1e-9)
     assert score.note == ""
@@ -431,6 +431,9 @@ def test_diswot_normal_initialisation_forgets_the_weights_and_does_not_depend_on
     again = proxy.score(candidate(built(SmallResNet, seed=5), teacher=built(SmallResNet, seed=1))).value
     fresh = DisWot({"init": "normal"}).score(candidate(built(SmallResNet, seed=5), teacher=built(SmallResNet, seed=9)))
     assert first == again == fresh.value
+    options = {"init": "normal", "teacher_seed": 1}
+    other = DisWot(options).score(candidate(built(SmallResNet, seed=5), teacher=built(SmallResNet, seed=9)))
+    assert other.value != first
 
 
 def test_the_teachers_side_is_computed_once_per_teacher_and_batch():
@@ -449,6 +452,22 @@ def test_the_teachers_side_is_computed_once_per_teacher_and_batch():
     assert len(calls) == 5  # another teacher
     proxy.score(candidate(students[1], digits(start=50), teacher=built(SmallResNet, seed=8), forward=counting))
     assert len(calls) == 7  # another batch
+
+
+def test_dropout_of_the_teacher_adds_no_noise():
+    class Noisy(SmallResNet):
+        def forward(self, x):
+            return F.dropout(super().forward(F.dropout(x, 0.5, self.training)), 0.5, self.training)
+
+    for proxy in (DisWot(), Cka()):
+        values = {proxy.score(candidate(built(SmallResNet), teacher=built(Noisy, seed=1))).value for _ in range(2)}
+        values.add(type(proxy)().score(candidate(built(SmallResNet), teacher=built(SmallResNet, seed=1))).value)
+        assert len(values) == 1
+
+
+def test_batch_statistics_without_dropout():
+    model = use_batch_statistics(nn.Sequential(nn.BatchNorm2d(2), nn.Dropout(), nn.LayerNorm(2)).train())
+    assert [module.training for module in model] == [True, False, False]
 
 
 # ---- features ------------------------------------------------------------------------------------------------------
@@ -536,7 +555,7 @@ def test_spread_keeps_the_last():
 
 @pytest.mark.parametrize("kind", [SmallResNet, SmallViT])
 def test_cka_of_the_teacher_itself_is_one(kind):
-    score = Cka().score(candidate(built(kind).train(), teacher=built(kind).train()))
+    score = Cka().score(candidate(built(kind).train(), teacher=built(kind).eval()))
     assert score.value == pytest.approx(1.0, abs=1e-9)
     assert len(score.parts) == 3
 
