@@ -1,0 +1,391 @@
+"""Attention cores inside timm vision transformers, block by block.
+
+The attention module of a block keeps its projections, norms and name; only its class is swapped for a subclass whose
+forward hands q, k and v to a core. So the state dict gains the core's own parameters and loses nothing, and the change
+survives deepcopy, pickle, gradient checkpointing and export. What was changed is a record of plain data: store it
+beside the weights and apply it to a fresh model before loading them::
+
+    record = set_attention(model, {0: "flow", 2: ("window", {"window": 5})}, factory)
+    ...
+    apply_attention(timm.create_model(name), record, factory).load_state_dict(weights)
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict, cast
+
+import torch
+from torch import Tensor, nn
+
+from nasdistill.bridge._torchvision import ensure
+from nasdistill.errors import MismatchError
+from nasdistill.interfaces import (
+    AttentionContext,
+    AttentionGeometry,
+    AttentionMask,
+    AttentionView,
+    ComponentFactory,
+    TokenLayout,
+    static_shape,
+)
+from nasdistill.spec.component import AttentionTags, Kind
+
+if TYPE_CHECKING:
+    from nasdistill.spec.options import ComponentOptions
+
+Choice = str | tuple[str, Mapping[str, Any] | None]
+"""A variant by name, or by name and options."""
+
+
+class VariantSpec(TypedDict):
+    """Which core a module got, as data."""
+
+    variant: str
+    options: dict[str, Any]
+
+
+AttentionRecord = list[tuple[str, VariantSpec]]
+"""Dotted path of each changed attention module and its core; JSON turns the tuples into lists, which is accepted."""
+
+
+def set_attention(
+    model: nn.Module, choice: Choice | Mapping[int, Choice], factory: ComponentFactory
+) -> AttentionRecord:
+    """Replace softmax attention in some or all blocks of a timm ViT, in place.
+
+    Args:
+        model: a timm model with `blocks` of plain `Attention` (ViT, DeiT and their relatives).
+        choice: one variant for all blocks, or a variant per block index; negative indices count from the end. Blocks
+            that are not named stay as they are.
+        factory: makes the cores (the host).
+
+    Returns:
+        The record of this call, in the order of the blocks; :func:`attention_record` gives that of the whole model.
+
+    Raises:
+        MismatchError: the model has no such blocks, an index does not exist, or the variant cannot serve here; the
+            message names the module's class. The model is then unchanged.
+    """
+    modules = _attention_modules(model)
+    if not isinstance(choice, Mapping):
+        choice = dict.fromkeys(range(len(modules)), choice)
+    outside = [index for index in choice if not -len(modules) <= index < len(modules)]
+    if outside:
+        raise MismatchError(f"block {outside[0]} does not exist: {type(model).__name__} has {len(modules)} blocks")
+    wanted: dict[int, tuple[str, Any]] = {}
+    for index, one in choice.items():
+        wanted[index % len(modules)] = (one, None) if isinstance(one, str) else (one[0], one[1])
+    layout, tokens = _layout(model)
+    paths = list(modules)
+    # All cores are made before the first module changes: a refused one leaves the model as it was.
+    cores = {
+        index: _core(modules[paths[index]], name, options, layout, tokens, factory)
+        for index, (name, options) in sorted(wanted.items())
+    }
+    for index, core in cores.items():
+        name = wanted[index][0]
+        exact = cast("AttentionTags", factory.tags(Kind.ATTENTION, name)).exact
+        _swap(modules[paths[index]], core, index, factory.canonical(Kind.ATTENTION, name), exact=exact)
+    changed = {paths[index] for index in cores}
+    return [entry for entry in attention_record(model) if entry[0] in changed]
+
+
+def apply_attention(
+    model: nn.Module, record: Sequence[Sequence[Any]] | AttentionRecord, factory: ComponentFactory
+) -> nn.Module:
+    """Repeat the changes of a record on another instance of the model, in place, before its weights are loaded.
+
+    Args:
+        model: a model as it was before the record was made.
+        record: what :func:`set_attention` returned, also after a round trip through JSON.
+        factory: makes the cores.
+
+    Returns:
+        The same model.
+
+    Raises:
+        MismatchError: a path of the record is no attention module of the model.
+    """
+    paths = list(_attention_modules(model))
+    choice: dict[int, Choice] = {}
+    for path, spec in record:
+        if path not in paths:
+            raise MismatchError(f"{type(model).__name__} has no attention module {path!r}; it has {', '.join(paths)}")
+        choice[paths.index(path)] = (spec["variant"], spec["options"])
+    if choice:
+        set_attention(model, choice, factory)
+    return model
+
+
+def attention_record(model: nn.Module) -> AttentionRecord:
+    """Return the record of all swapped attention modules of a model; empty when there is none."""
+    return [
+        (path, VariantSpec(variant=module.variant, options=cast("Any", module.core).options.model_dump(mode="json")))
+        for path, module in model.named_modules()
+        if isinstance(module, SwappedAttention)
+    ]
+
+
+def clear_attention(model: nn.Module) -> None:
+    """Give all swapped modules of a model their own attention back, in place; cores and their parameters are lost."""
+    for module in model.modules():
+        if isinstance(module, SwappedAttention):
+            base = type(module).__mro__[2]
+            del module.core, module.layer, module.variant, module.exact
+            module.__class__ = base
+
+
+def verify_attention(model: nn.Module, example: Tensor | tuple[Any, ...]) -> dict[str, int]:
+    """Run the model once and count how often each core was reached.
+
+    The run is in eval mode and without gradients; the modes are restored after it.
+
+    Args:
+        model: a model with swapped attention.
+        example: its input, or a tuple of inputs.
+
+    Returns:
+        Path of each swapped module -> calls.
+
+    Raises:
+        MismatchError: nothing is swapped, or a core was not reached (something reads the weights past its forward).
+    """
+    swapped = {path: module for path, module in model.named_modules() if isinstance(module, SwappedAttention)}
+    if not swapped:
+        raise MismatchError(
+            f"{type(model).__name__} has no replaced attention to verify", hint="Call set_attention(model, ...) first."
+        )
+    calls = dict.fromkeys(swapped, 0)
+
+    def count(path: str, *_: Any) -> None:
+        calls[path] += 1
+
+    modes = {module: module.training for module in model.modules()}
+    handles = [module.core.register_forward_hook(functools.partial(count, path)) for path, module in swapped.items()]
+    try:
+        model.eval()
+        with torch.no_grad():
+            model(*example) if isinstance(example, tuple) else model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    missed = [path for path, times in calls.items() if times == 0]
+    if missed:
+        raise MismatchError(
+            f"the attention core of {', '.join(missed)} was not reached by a forward of {type(model).__name__}",
+            hint="Something uses this module without calling its forward; this model cannot take another attention.",
+        )
+    return calls
+
+
+def attention_view(module: nn.Module, path: str = "") -> AttentionView:
+    """Return a timm ViT attention module, swapped or not, in canonical form.
+
+    Args:
+        module: the `attn` of a block.
+        path: its dotted path, for messages and the view.
+
+    Raises:
+        MismatchError: the module is of another class, or has a gate or a norm behind the attention.
+    """
+    _check_supported(module, path)
+    attention = cast("Any", module)
+    if getattr(attention, "gate", None) is not None or not isinstance(attention.norm, nn.Identity):
+        raise MismatchError(f"{path or type(module).__name__}: a gate or a norm follows the attention; it has no view")
+    w_q, w_k, w_v = attention.qkv.weight.detach().chunk(3)
+    b_q, b_k, b_v = (None,) * 3 if attention.qkv.bias is None else attention.qkv.bias.detach().chunk(3)
+    q_norm, k_norm = (None if isinstance(norm, nn.Identity) else norm for norm in (attention.q_norm, attention.k_norm))
+    return AttentionView(
+        w_q=w_q,
+        w_k=w_k,
+        w_v=w_v,
+        w_o=attention.proj.weight.detach(),
+        geometry=_geometry(module, None, None),
+        b_q=b_q,
+        b_k=b_k,
+        b_v=b_v,
+        b_o=None if attention.proj.bias is None else attention.proj.bias.detach(),
+        scale=attention.head_dim**-0.5,
+        q_norm=q_norm,
+        k_norm=k_norm,
+        path=path,
+    )
+
+
+def _attention_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return path -> attention module of each block, in order, or refuse."""
+    blocks = getattr(model, "blocks", None)
+    if not isinstance(blocks, nn.Sequential | nn.ModuleList) or not len(blocks):
+        raise MismatchError(
+            f"{type(model).__name__} has no list `blocks` of transformer blocks{_own_attention(model)}",
+            hint="Attention can be replaced in timm ViT and DeiT models.",
+        )
+    found: dict[str, nn.Module] = {}
+    for index, block in enumerate(blocks):
+        attention = getattr(block, "attn", None)
+        if not isinstance(attention, nn.Module):
+            raise MismatchError(
+                f"blocks.{index} of {type(model).__name__} is a {type(block).__name__} without a module `attn`",
+                hint="Attention can be replaced in timm ViT and DeiT models.",
+            )
+        _check_supported(attention, f"blocks.{index}.attn of {type(model).__name__}")
+        found[f"blocks.{index}.attn"] = attention
+    return found
+
+
+def _own_attention(model: nn.Module) -> str:
+    """Name the attention class that the model does have."""
+    names = (type(module).__name__ for module in model.modules())
+    name = next((name for name in names if "attention" in name.lower() or "attn" in name.lower()), None)
+    return "" if name is None else f"; its attention is {name}"
+
+
+def _check_supported(module: nn.Module, where: str) -> None:
+    """Refuse what does not compute attention exactly as timm's `Attention`."""
+    if isinstance(module, SwappedAttention):
+        return
+    attention = _timm_attention()
+    if not isinstance(module, attention) or type(module).forward is not attention.forward:
+        raise MismatchError(
+            f"{where or 'the module'} is a {type(module).__module__}.{type(module).__name__}, not timm's Attention",
+            hint="Attention can be replaced in timm ViT and DeiT models.",
+        )
+
+
+def _timm_attention() -> Any:
+    ensure()
+    from timm.layers import Attention  # type: ignore[attr-defined]
+
+    return Attention
+
+
+def _layout(model: nn.Module) -> tuple[TokenLayout | None, int | None]:
+    """Return the token layout and the number of tokens, as far as the model fixes them."""
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    prefix = int(getattr(model, "num_prefix_tokens", 0))
+    dropped = not isinstance(getattr(model, "patch_drop", nn.Identity()), nn.Identity)
+    if grid is None or dropped or getattr(model, "dynamic_img_size", False):
+        return (TokenLayout(prefix=prefix) if prefix else None), None
+    rows, columns = int(grid[0]), int(grid[1])
+    return TokenLayout(grid=(rows, columns), prefix=prefix), prefix + rows * columns
+
+
+def _geometry(module: nn.Module, layout: TokenLayout | None, tokens: int | None) -> AttentionGeometry:
+    attention = cast("Any", module)
+    return AttentionGeometry(
+        dim=attention.qkv.in_features,
+        heads=attention.num_heads,
+        head_dim=attention.head_dim,
+        tokens=tokens,
+        layout=layout,
+    )
+
+
+def _core(
+    module: nn.Module,
+    name: str,
+    options: Mapping[str, Any] | ComponentOptions | None,
+    layout: TokenLayout | None,
+    tokens: int | None,
+    factory: ComponentFactory,
+) -> nn.Module:
+    """Make a core that fits the module, or refuse."""
+    tags = cast("AttentionTags", factory.tags(Kind.ATTENTION, name))
+    if tags.level != "core" or tags.stateful or not tags.bidirectional:
+        trait = f"works on the {tags.level} level" if tags.level != "core" else "keeps state"
+        trait = "is causal only" if not tags.bidirectional else trait
+        raise MismatchError(f"attention variant {name!r} {trait}; a timm block takes stateless bidirectional cores")
+    dropped = cast("Any", module).attn_drop.p
+    if dropped > 0:
+        raise MismatchError(
+            f"the model drops attention weights in training (p = {dropped}), which cores do not",
+            hint="Create the model with attn_drop_rate=0.",
+        )
+    chosen = dict(options) if isinstance(options, Mapping) else options
+    core = factory.create(Kind.ATTENTION, name, chosen, geometry=_geometry(module, layout, tokens))
+    weight = cast("Any", module).qkv.weight
+    return cast("nn.Module", core).to(device=weight.device, dtype=weight.dtype).train(module.training)
+
+
+def _swap(module: nn.Module, core: nn.Module, layer: int, variant: str, *, exact: bool) -> None:
+    """Put the core in and change the class, or replace the core of a module that was swapped before."""
+    if not isinstance(module, SwappedAttention):
+        module.__class__ = _swapped_class(type(module))
+    module.core, module.layer, module.variant, module.exact = core, layer, variant, exact  # type: ignore[assignment]
+
+
+_classes: dict[type[nn.Module], type[SwappedAttention]] = {}
+
+
+def _swapped_class(base: type[nn.Module]) -> type[SwappedAttention]:
+    """Return the subclass of a timm attention class that computes with a core; one per base class."""
+    if base not in _classes:
+        _classes[base] = type(f"Swapped{base.__name__}", (SwappedAttention, base), {})
+    return _classes[base]
+
+
+def _rebuild(base: type[nn.Module]) -> nn.Module:
+    """Return an empty instance for copy and pickle, which cannot find a class made at run time by its name."""
+    cls = _swapped_class(base)
+    return cls.__new__(cls)
+
+
+class SwappedAttention(nn.Module):
+    """What a swapped module does; mixed in before timm's `Attention`, whose projections and norms it uses.
+
+    Attributes:
+        core: the core.
+        layer: index of the block.
+        variant: canonical id of the variant.
+        exact: whether the variant is softmax attention (queries then do not influence each other).
+    """
+
+    core: nn.Module
+    layer: int
+    variant: str
+    exact: bool
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Project, attend with the core, project back: ``(B, N, C)`` to ``(B, N, C)``."""
+        own = cast("Any", self)
+        heads, head_dim = own.num_heads, own.head_dim
+        _, n, _ = x.shape
+        q, k, v = own.qkv(x).reshape(-1, n, 3, heads, head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        ctx = self._context(x, attn_mask, is_causal)
+        out = self.core(own.q_norm(q), own.k_norm(k), v, ctx).out
+        out = own.norm(out.transpose(1, 2).reshape(-1, n, heads * head_dim))
+        gate = getattr(own, "gate", None)
+        if gate is not None:
+            out = out * gate(x).sigmoid()
+        return cast("Tensor", own.proj_drop(own.proj(out)))
+
+    def _context(self, x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> AttentionContext:
+        """Turn timm's mask arguments into data; a core that cannot use them refuses."""
+        ctx = AttentionContext(layer=self.layer, layer_input=x)
+        if attn_mask is None:
+            if is_causal:
+                ctx.mask = AttentionMask(causal=True)
+            return ctx
+        if is_causal:
+            raise ValueError("attn_mask and is_causal exclude each other")
+        mask = attn_mask.reshape((1,) * (4 - attn_mask.ndim) + tuple(attn_mask.shape))
+        samples, head_count, rows, _ = static_shape(mask)
+        if mask.dtype != torch.bool:
+            ctx.bias = mask
+        elif head_count == 1 and rows == 1:
+            valid = mask[:, 0, 0].expand(x.shape[0], -1)
+            # A padded key is a padded query too. Exact attention keeps computing such rows, as timm does.
+            ctx.mask = AttentionMask(key_valid=valid, query_valid=None if self.exact else valid)
+        elif head_count == 1 and samples == 1:
+            ctx.mask = AttentionMask(predicate=lambda i, j: mask[0, 0][i, j])
+        else:
+            ctx.bias = torch.zeros_like(mask, dtype=x.dtype).masked_fill(~mask, float("-inf"))
+        return ctx
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Copy and pickle through the base class."""
+        return _rebuild, (type(self).__mro__[2],), self.__getstate__()  # type: ignore[no-untyped-call]
