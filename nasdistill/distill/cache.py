@@ -47,6 +47,7 @@ FORMAT_VERSION = 1
 
 _PARTS = ("tensor", "mask", "bias", "valid")
 _MEGABYTE = 2**20
+_OVERHEAD = 4096  # manifest and headers of an entry
 
 
 class TeacherCache:
@@ -77,6 +78,7 @@ class TeacherCache:
         self._loaded: OrderedDict[Path, _Entry] = OrderedDict()
         self._loaded_bytes = 0
         self._size: int | None = None
+        self._writable = True
         self._told: set[str] = set()
 
     @contextlib.contextmanager
@@ -116,11 +118,13 @@ class TeacherCache:
 
     def room_for(self, size: int) -> bool:
         """Return whether an entry of `size` bytes may be written; says once why not."""
+        if not self._writable:
+            return False
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self.folder).free
         except OSError as error:
-            self.warn(f"cannot be used: {error}")
+            self.give_up(error)
             return False
         if free - size < self._min_free:
             self.warn(f"would leave {max(0, free - size) / 2**30:.2f} GB on the disk; free some or name another folder")
@@ -140,6 +144,11 @@ class TeacherCache:
             self._told.add(why)
             warnings.warn(f"teacher cache {self.folder} {why}; the teacher is asked directly", stacklevel=3)
 
+    def give_up(self, error: OSError) -> None:
+        """Write nothing more; what is there is still read."""
+        self._writable = False
+        self.warn(f"cannot be written to: {error}")
+
     def load(self, path: Path) -> _Entry | None:
         """Return a finished entry after checking its hashes, or None; a damaged one is removed."""
         if path in self._loaded:
@@ -149,7 +158,7 @@ class TeacherCache:
             return None
         try:
             entry = _Entry.read(path, self._memory)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             self.rebuilt += 1
             warnings.warn(f"teacher cache entry {path} is damaged ({error}); it is computed again", stacklevel=2)
             _remove(path)
@@ -216,7 +225,7 @@ class EpochCache:
         try:
             self._write(begin, batch, trace)
         except OSError as error:
-            self._cache.warn(f"cannot be written: {error}")
+            self._cache.give_up(error)
             self.discard()
         return trace
 
@@ -227,7 +236,7 @@ class EpochCache:
                 if self._row == self._rows and writer.row == self._rows:
                     writer.finish(self._folder / str(site))
             except OSError as error:
-                self._cache.warn(f"cannot be written: {error}")
+                self._cache.give_up(error)
         self.discard()
 
     def discard(self) -> None:
@@ -259,7 +268,8 @@ class EpochCache:
 
     def _write(self, begin: int, batch: Batch, trace: Trace) -> None:
         if self._writers is None:
-            self._writers = self._begin(batch, trace)
+            self._writers = {}
+            self._begin(batch, trace, self._writers)
         for site, writer in list(self._writers.items()):
             try:
                 writer.append(begin, batch, trace)
@@ -267,21 +277,19 @@ class EpochCache:
                 self._cache.warn(f"cannot keep {site} of this teacher ({error})")
                 self._writers.pop(site).discard()
 
-    def _begin(self, batch: Batch, trace: Trace) -> dict[Site, _Writer]:
+    def _begin(self, batch: Batch, trace: Trace, writers: dict[Site, _Writer]) -> None:
         """Open a writer for each signal that is missing and fits on the disk."""
         wanted: set[Site] = set()
         for site in self._missing:
             pair = {Site("q", site.layer), Site("k", site.layer)} if site.name in ("scores", "attention") else set()
             wanted |= {site} if any(site in part.signals for _, part in _walk(trace)) else pair
-        writers = {}
         for site in sorted(wanted):
-            needed = _bytes_per_row(trace, site, batch.size) * self._rows
+            needed = _bytes_per_row(trace, site, batch.size) * self._rows + _OVERHEAD
             if (self._folder / str(site)).exists() or not self._cache.room_for(needed):
                 continue
             if not (self._folder.parent / "key.json").exists():
                 write_json(self._folder.parent / "key.json", self._key)
             writers[site] = _Writer(self._folder, site, self._rows)
-        return writers
 
 
 @dataclass(slots=True)
@@ -316,7 +324,7 @@ class _Entry:
         """Read and check an entry.
 
         Raises:
-            OSError, ValueError, KeyError, TypeError: it is damaged, with a word on what is.
+            OSError, ValueError, KeyError, TypeError, AttributeError: it is damaged, with a word on what is.
         """
         manifest = read_json(path / "manifest.json")
         if manifest["format"] != FORMAT or manifest["format_version"] != FORMAT_VERSION:
@@ -325,14 +333,14 @@ class _Entry:
         resident = 0
         for name, facts in manifest["arrays"].items():
             file = path / f"{name}.npy"
-            if file.stat().st_size > memory:
-                found, values = file_hash(file), np.load(file, mmap_mode="r", allow_pickle=False)
-            else:
-                data = file.read_bytes()
-                found, values = hashlib.sha256(data).hexdigest(), np.load(io.BytesIO(data), allow_pickle=False)
-                resident += len(data)
-            if found != facts["sha256"]:
+            data = file.read_bytes() if file.stat().st_size <= memory else None
+            if (file_hash(file) if data is None else hashlib.sha256(data).hexdigest()) != facts["sha256"]:
                 raise ValueError(f"{file.name} does not match its checksum")
+            if data is None:
+                values = np.load(file, mmap_mode="r", allow_pickle=False)
+            else:
+                values = np.load(io.BytesIO(data), allow_pickle=False)
+                resident += len(data)
             arrays[name] = _Array(values, getattr(torch, facts["dtype"]), facts["per_row"])
         ids = arrays.pop("ids").values
         if ids.shape != (manifest["rows"],):
@@ -450,9 +458,11 @@ class _File:
         # `shape` must be a plain tuple: a torch.Size writes a header that cannot be read back.
         facts = {"descr": np.lib.format.dtype_to_descr(plain.dtype), "fortran_order": False, "shape": tuple(shape)}
         np.lib.format.write_array_header_1_0(header, facts)
-        self._put(header.getvalue())
-        if not per_row:
-            self._put(plain.tobytes())
+        try:
+            self._put(header.getvalue() if per_row else header.getvalue() + plain.tobytes())
+        except OSError:
+            self.stream.close()
+            raise
 
     def append(self, tensor: Tensor) -> None:
         """Add rows, or check that the one value is still the same."""
