@@ -121,6 +121,10 @@ class Host:
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(hookspecs)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Host:
+        """Return itself: a copied network's components go on asking the host that made them."""
+        return self
+
     # -- loading ------------------------------------------------------------------------------------------------------
 
     @classmethod
