@@ -75,8 +75,8 @@ class ImageClassificationOptions(ComponentOptions):
             raise ValueError("mean and std must be given together")
         if self.std is not None and min(self.std, default=0) <= 0:
             raise ValueError("std must be above 0 for every channel")
-        sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size or 1,)
-        if min(sides) < 1:
+        sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,)
+        if any(side is not None and side < 1 for side in sides):
             raise ValueError("image_size must be at least 1")
         return self
 

@@ -109,15 +109,14 @@ def read_npz(path: Path, form: Form) -> Source:
     which are taken as they are. Labels are integers 0 ... K-1 or strings. An array ``classes`` may name the classes.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise DataError(f"{path} holds one array, not named arrays", hint="Use numpy.savez(path, x=..., y=...).")
+        with archive:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError, MemoryError) as error:
         raise DataError(
             f"cannot read {path}: {_line(error)}", hint="Write it with numpy.savez(path, x=images, y=labels)."
-        ) from None
-    except AttributeError:  # a bare .npy renamed to .npz has no .files
-        raise DataError(
-            f"{path} holds one array, not named arrays", hint="Use numpy.savez(path, x=..., y=...)."
         ) from None
     pairs = {"x": "train", "x_train": "train", "x_val": "validation", "x_validation": "validation", "x_test": "test"}
     found: dict[Split, tuple[str, str]] = {}

@@ -28,28 +28,20 @@ def complete(
     Raises:
         DataError: too few images of a class to split.
     """
-    parts = dict(given)
-    train = parts["train"]
-    index = np.arange(len(train.labels))
-    if "validation" not in parts and "test" not in parts:
-        index, rest = _cut(index, train.labels, validation + test, seed, origin)
-        first, second = _cut(rest, train.labels, test / (validation + test), seed, origin)
-        parts["validation"], parts["test"] = (
-            train.select(torch.from_numpy(first)),
-            train.select(torch.from_numpy(second)),
-        )
-    elif "validation" not in parts:
-        index, taken = _cut(index, train.labels, validation / (1 - test), seed, origin)
-        parts["validation"] = train.select(torch.from_numpy(taken))
-    elif "test" not in parts:
-        index, taken = _cut(index, train.labels, test / (1 - validation), seed, origin)
-        parts["test"] = train.select(torch.from_numpy(taken))
-    parts["train"] = train.select(torch.from_numpy(index))
-    return parts
+    train = given["train"]
+    index: dict[Split, np.ndarray] = {"train": np.arange(len(train.labels))}
+    if "validation" not in given and "test" not in given:
+        index["train"], rest = _cut(index["train"], train.labels, validation + test, seed, origin)
+        index["validation"], index["test"] = _cut(rest, train.labels, test / (validation + test), seed, origin)
+    elif "validation" not in given:
+        index["train"], index["validation"] = _cut(index["train"], train.labels, validation / (1 - test), seed, origin)
+    elif "test" not in given:
+        index["train"], index["test"] = _cut(index["train"], train.labels, test / (1 - validation), seed, origin)
+    return {**given, **{split: train.select(torch.from_numpy(np.sort(part))) for split, part in index.items()}}
 
 
 def _cut(index: np.ndarray, labels: Tensor, share: float, seed: int, origin: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the positions that stay and those that are taken, each sorted."""
+    """Return the positions that stay and those that are taken."""
     from sklearn.model_selection import train_test_split
 
     try:
@@ -63,7 +55,7 @@ def _cut(index: np.ndarray, labels: Tensor, share: float, seed: int, origin: str
             f"{int(counts.min())} of {len(labels)} images ({str(error).splitlines()[0]})",
             hint="Add images, or provide separate validation and test data.",
         ) from None
-    return np.sort(stay), np.sort(taken)
+    return stay, taken
 
 
 def choose_labelled(labels: Tensor, share: float, seed: int) -> Tensor:

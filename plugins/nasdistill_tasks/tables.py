@@ -62,6 +62,8 @@ def read_table(
             f"reading {path} needs the package 'datasets', which is not installed",
             hint="pip install 'nasdistill[data]'",
         ) from error
+    quiet = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as scratch:
         try:
             tables = _open(datasets, path, scratch)
@@ -70,6 +72,9 @@ def read_table(
         except Exception as error:  # pyarrow and datasets raise many kinds
             text = str(error).strip().splitlines() or [type(error).__name__]
             raise DataError(f"cannot read {path}: {text[0]}") from error
+        finally:
+            if not quiet:
+                datasets.enable_progress_bars()
         if progress is not None:
             progress(f"reading {sum(len(t) for t in tables.values())} images from {path}")
         return _read(datasets, tables, path, form, image_column, label_column)
