@@ -125,6 +125,10 @@ class Host:
         """Return itself: a copied network's components go on asking the host that made them."""
         return self
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Host:
+        """Return this very host: a copied network asks the same plugins as its original."""
+        return self
+
     # -- loading ------------------------------------------------------------------------------------------------------
 
     @classmethod

@@ -13,6 +13,7 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import event
 
 from nasdistill.errors import ArchitectureError, UsageError
 from nasdistill.files import content_hash
@@ -21,6 +22,24 @@ from nasdistill.seeds import derive_seed
 from nasdistill.spec.architecture import Architecture
 
 STUDY_NAME = "search"
+
+
+def open_storage(url: str) -> optuna.storages.RDBStorage:
+    """Open a study's database; SQLite gets a write-ahead log that is not flushed at every commit.
+
+    Every parameter of a trial is a commit of its own, about 10 ms each with SQLite's defaults on an ordinary disk. In
+    this mode a crash of the process loses nothing; a power cut may lose the last commits, never the database.
+    """
+    storage = optuna.storages.RDBStorage(url)
+    if storage.engine.dialect.name == "sqlite":
+
+        def relax(connection: Any, _record: Any) -> None:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+
+        event.listen(storage.engine, "connect", relax)
+        storage.engine.dispose()  # connections opened before get the settings when they are opened again
+    return storage
 
 
 class Proposals:
@@ -58,7 +77,7 @@ class Proposals:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self.study = optuna.create_study(
-                storage=url, study_name=STUDY_NAME, directions=self._directions, load_if_exists=True
+                storage=open_storage(url), study_name=STUDY_NAME, directions=self._directions, load_if_exists=True
             )
             self.study.set_metric_names(list(metric_names))
         self._freeze_axes()

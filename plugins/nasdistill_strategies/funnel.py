@@ -42,7 +42,7 @@ class FunnelOptions(ComponentOptions):
     full_epochs: int = Field(60, ge=1, description="Epochs of the full distillation, the short ones included.")
     full_per_round: int = Field(2, ge=0, description="Full distillations per round, at most.")
     full_final: int = Field(6, ge=1, description="Full distillations after the last round, at most.")
-    max_latency_ratio: float = Field(0.5, gt=0, description="Slowest student that is trained, relative to the teacher.")
+    max_latency_ratio: float = Field(1.0, gt=0, description="Slowest student that is trained, relative to the teacher.")
 
 
 class Funnel(Strategy):
