@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from nasdistill.interfaces.base import Component, ComponentFactory
+from nasdistill.interfaces.base import Component, ComponentFactory, HostReference
 from nasdistill.spec.component import AttentionTags
 from nasdistill.spec.io import Cost
 from nasdistill.spec.options import ComponentOptions, parse_options
@@ -235,7 +235,12 @@ class AttentionCore(nn.Module, ABC):
         self.id = type(self).__name__
         self.geometry = geometry
         self.options: Any = parse_options(self.options_model, options, where=self.id)
-        self._host = host
+        self._host = HostReference(host)
+
+    @property
+    def host(self) -> ComponentFactory:
+        """The factory that made this core; RuntimeError when it was built by hand without one."""
+        return self._host.get(self.id)
 
     @abstractmethod
     def forward(self, q: Tensor, k: Tensor, v: Tensor, ctx: AttentionContext) -> AttentionResult:

@@ -35,6 +35,37 @@ class ComponentFactory(Protocol):
         """Return the declared tags (a frozen dataclass of :mod:`nasdistill.spec.component`)."""
 
 
+class HostReference:
+    """Holds the factory of a component that is a module, so that copying the module does not copy the factory.
+
+    A deep copy shares it; an unpickled component has none.
+
+    Attributes:
+        value: the factory, or None.
+    """
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: ComponentFactory | None) -> None:
+        self.value = value
+
+    def get(self, owner: str) -> ComponentFactory:
+        """Return the factory.
+
+        Raises:
+            RuntimeError: `owner` was built by hand without one.
+        """
+        if self.value is None:
+            raise RuntimeError(f"{owner} was created without a host; pass host=... or use Host.create")
+        return self.value
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HostReference:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return HostReference, (None,)
+
+
 class Component:
     """Base of all interface classes but the two that are ``nn.Module``.
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from nasdistill.interfaces.base import ComponentFactory
+from nasdistill.interfaces.base import ComponentFactory, HostReference
 from nasdistill.interfaces.batch import Batch, StepInfo
 from nasdistill.interfaces.signals import ModelGeometry, SiteNeeds, Trace
 from nasdistill.spec.options import ComponentOptions, parse_options
@@ -42,7 +42,12 @@ class DistillationLoss(nn.Module, ABC):
         super().__init__()
         self.id = type(self).__name__
         self.options: Any = parse_options(self.options_model, options, where=self.id)
-        self._host = host
+        self._host = HostReference(host)
+
+    @property
+    def host(self) -> ComponentFactory:
+        """The factory that made this loss; RuntimeError when it was built by hand without one."""
+        return self._host.get(self.id)
 
     @abstractmethod
     def build(self, student: ModelGeometry, teacher: ModelGeometry, layer_map: Mapping[int, int]) -> None:
