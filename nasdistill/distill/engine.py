@@ -135,7 +135,7 @@ def train(
         device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
         on_epoch: called after every epoch.
         on_step: called after every optimiser step with detached tensors (reading them waits for a GPU).
-        should_stop: asked before every step.
+        should_stop: asked before every step; of several processes, all must answer alike.
         checkpoint: a file that is rewritten after every epoch; when it holds an unfinished training with the same
             arguments, that one is continued, with a finished one nothing is trained again.
         evaluate_every: also evaluate after every so many epochs; the last one is evaluated in any case.

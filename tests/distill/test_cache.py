@@ -108,6 +108,15 @@ def test_other_data_teacher_or_batch_size_is_another_entry(tmp_path):
     assert misses() == 0
 
 
+def test_passes_repeat(tmp_path):
+    cache, teacher = TeacherCache(tmp_path), counting_teacher()
+    config = {"distinct_epochs": 2}
+    cached = run(cache, teacher=teacher, objective=KD, epochs=5, config=config)
+    assert teacher.asked == 2 * BATCHES
+    assert same(cached, run(None, objective=KD, epochs=5, config=config, teacher=counting_teacher()))
+    assert not same(cached, run(None, objective=KD, epochs=5, config={"distinct_epochs": None}))
+
+
 def _flip(path):
     data = bytearray(path.read_bytes())
     data[-5] ^= 1

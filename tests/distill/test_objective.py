@@ -61,7 +61,7 @@ def test_weights_against_a_naive_sum(scene):
     assert set(terms) == {"task", "kd", "hidden", "hidden.mean", "hidden.spread", "maps", "total"}
     assert float(terms["hidden"]) == pytest.approx(float(terms["hidden.mean"] + terms["hidden.spread"]))
     naive = 0.3 * terms["task"] + 0.7 * terms["kd"] + 3.0 * terms["hidden"] + 5.0 * terms["maps"]
-    assert float(total) == pytest.approx(float(naive), rel=1e-6)
+    assert total.item() == pytest.approx(float(naive), rel=1e-6)
     assert torch.equal(terms["total"], total.detach())
     assert not any(value.requires_grad for value in terms.values())
     assert total.requires_grad
@@ -70,7 +70,7 @@ def test_weights_against_a_naive_sum(scene):
 def test_magnitude_balance(scene):
     objective, needs = build(scene, task_weight=0.3, losses=THREE, balance="magnitude")
     total, terms, *_ = evaluate(scene, objective, needs)
-    assert float(total) == pytest.approx(0.3 + 0.7 + 3.0 + 5.0, rel=1e-5)
+    assert total.item() == pytest.approx(0.3 + 0.7 + 3.0 + 5.0, rel=1e-5)
     plain = 0.3 * terms["task"] + 0.7 * terms["kd"] + 3.0 * terms["hidden"] + 5.0 * terms["maps"]
     assert float(terms["total"]) == pytest.approx(float(plain), rel=1e-6)
     # Its gradient is that of the sum of logarithms.
@@ -97,7 +97,7 @@ def test_gradient_balance_gives_every_term_the_same_pull(scene):
     scaled = []
     logits = trace.logits.detach().requires_grad_()
     value = task.loss(logits, batch)
-    scaled.append(float(value / torch.autograd.grad(value, logits)[0].norm()))
+    scaled.append((value / torch.autograd.grad(value, logits)[0].norm()).item())
     step.generator.manual_seed(0)
     for label, loss in objective.losses.items():
         signals = {site: s.detach() for site, s in trace.signals.items()}
@@ -109,8 +109,8 @@ def test_gradient_balance_gives_every_term_the_same_pull(scene):
             [g.flatten() for g in torch.autograd.grad(value, leaves, allow_unused=True) if g is not None]
         ).norm()
         assert norm > 0, label
-        scaled.append(float(value / norm))
-    assert float(total) == pytest.approx(sum(scaled), rel=1e-4)
+        scaled.append((value / norm).item())
+    assert total.item() == pytest.approx(sum(scaled), rel=1e-4)
 
 
 def test_gradient_balance_still_trains_the_whole_network(scene):
@@ -137,7 +137,7 @@ def test_schedules(scene, start, end, progress, shape):
     total, terms, *_ = evaluate(scene, objective, needs, progress / 100)
     weight = schedule.at(progress / 100)
     assert min(start, end) - 1e-9 <= weight <= max(start, end) + 1e-9
-    assert float(total) == pytest.approx(float(terms["task"] + weight * terms["kd"]), rel=1e-5)
+    assert total.item() == pytest.approx(float(terms["task"] + weight * terms["kd"]), rel=1e-5)
 
 
 def test_a_weight_of_zero_takes_a_term_out_even_when_it_is_infinite(scene):
