@@ -73,8 +73,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, store: MutableMapping[str, Any]) -> Tensor:
         """Map ``(B, N, C)`` to ``(B, N, C)``."""
-        # Fixed sizes, so that the exported graph computes no shapes; only the batch stays open.
-        q, k, v = self.qkv(x).reshape(-1, self.tokens, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        # Fixed sizes, so that the exported graph computes no shapes (only the batch stays open), and one split of one
+        # axis, which leaves no axis of length 1 to be squeezed out of three tensors.
+        split = self.qkv(x).reshape(-1, self.tokens, 3 * self.heads, self.head_dim).transpose(1, 2)
+        q, k, v = split.chunk(3, dim=1)
         context = AttentionContext(layer=self.layer, layout=self.layout, layer_input=x, store=store)
         out = self.core(q, k, v, context).out
         return self.proj(out.transpose(1, 2).reshape(-1, self.tokens, self.heads * self.head_dim))  # type: ignore[no-any-return]

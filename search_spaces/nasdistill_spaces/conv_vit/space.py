@@ -113,7 +113,7 @@ class ConvVit(SearchSpace):
             Axis("reduction", o.reduction, o.reduction[0], ordered=True, help="further halvings of the token grid"),
         ]
         for block in range(o.depth[-1]):
-            active = _deeper_than(block)
+            active = None if block < o.depth[0] else _deeper_than(block)
             axes += [
                 Axis(f"block{block:02d}.heads", o.heads, o.heads[-1], active, ordered=True, help="attention heads"),
                 Axis(f"block{block:02d}.mlp_ratio", o.mlp_ratio, o.mlp_ratio[-1], active, ordered=True,

@@ -77,7 +77,7 @@ class ResNetS0(SearchSpace):
             Axis("stem_stride", o.stem_stride, o.stem_stride[0], ordered=True, help="stride of the stem"),
             Axis("stages", o.stages, _near(o.stages, 3), ordered=True, help="number of stages"),
             *(
-                Axis(f"stage{stage}.blocks", o.blocks, _near(o.blocks, 3), _more_stages_than(stage), ordered=True,
+                Axis(f"stage{stage}.blocks", o.blocks, _near(o.blocks, 3), None if stage < o.stages[0] else _more_stages_than(stage), ordered=True,
                      help="basic blocks of this stage")
                 for stage in range(o.stages[-1])
             ),
