@@ -63,7 +63,7 @@ class DisWotOptions(ComponentOptions):
     terms: Literal["both", "semantic", "relation"] = Field("both", description="Which terms are added up.")
     init: Literal["network", "normal"] = Field(
         "network",
-        description="Score both networks as they are, or with N(0, 1) weights (the paper's study; depends on the seed).",
+        description="Score both networks as they are, or with N(0, 1) weights (the paper's study; seeded).",
     )
     teacher_seed: int = Field(0, ge=0, description='Seed of the teacher\'s draw with init = "normal".')
 

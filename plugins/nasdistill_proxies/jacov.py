@@ -15,9 +15,11 @@ the scale, and values at different batch sizes are not comparable.
 - Cost: one forward and one backward of one batch of floating-point inputs; no labels.
 - Initialisation: the network's own. Mode: train (batch statistics).
 - Orientation: higher is better.
-- Departure: the released code uses a general eigenvalue solver, which may return complex numbers; R is symmetric, so
+- Departures: the released code uses a general eigenvalue solver, which may return complex numbers; R is symmetric, so
   the symmetric solver is used, in double precision. A constant row (a dead network) has no correlation and is a
-  failure.
+  failure. R of B rows of D numbers is singular for B >= D, and every zero eigenvalue weighs 1/k: on small inputs (the
+  8 x 8 digits) only D / 2 samples of the batch are used, those with the smallest ids, so that the order of the batch
+  does not matter.
 """
 
 from __future__ import annotations
@@ -69,6 +71,9 @@ class Jacov(Proxy):
             TrialFailure: no floating-point input, or a constant Jacobian.
         """
         batch = candidate.batch
+        numbers = sum(value[0].numel() for value in batch.inputs.values() if value.is_floating_point())
+        if numbers < 2 * batch.size:
+            batch = batch.select(batch.ids.argsort()[: max(1, numbers // 2)])
         inputs = {
             name: value.clone().requires_grad_(True) if value.is_floating_point() else value
             for name, value in batch.inputs.items()

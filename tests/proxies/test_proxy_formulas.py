@@ -270,6 +270,15 @@ def test_jacov_of_a_dead_network_is_a_failure():
         Jacov().score(candidate(model))
 
 
+def test_jacov_uses_half_as_many_samples_as_the_input_has_numbers():
+    """The Jacobians of 64 samples of 64 pixels are linearly dependent, which says nothing about the network."""
+    batch = digits(64)
+    value = Jacov().score(candidate(built(SmallResNet), batch)).value
+    assert -1000.0 < value <= -32.0
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
+    assert Jacov().score(candidate(built(SmallResNet), batch.select(order))).value == pytest.approx(value, rel=1e-3)
+
+
 def test_jacov_without_floating_inputs_is_a_failure():
     from nasdistill.interfaces import Batch
 
