@@ -32,7 +32,8 @@ def build_result(run: RunDirectory) -> dict[str, Any]:
     teacher = run.read("teacher.json") or {}
     status = run.read("status.json") or {"state": "running"}
     final = run.read("final.json") or {}
-    candidates = [candidate_from_json(value) for value in run.outcomes()]
+    outcomes = list(run.outcomes())
+    candidates = [candidate_from_json(value) for value in outcomes if "repeats" not in value]
     return {
         "run": str(run.path),
         "state": status["state"],
@@ -51,6 +52,7 @@ def build_result(run: RunDirectory) -> dict[str, Any]:
             "pruned": sum(c.state == "pruned" for c in candidates),
             "failed": sum(c.state == "failed" for c in candidates),
             "running": sum(c.state == "running" for c in candidates),
+            "repeated": len(outcomes) - len(candidates),
         },
         "seconds": run.read("seconds.json") or {},
         "proxies": proxy_quality(candidates, _higher(teacher)),
@@ -133,7 +135,7 @@ def _quality(scores: Sequence[float | None], truth: Sequence[float]) -> dict[str
     """Return rank correlations with 95 % intervals, and the regret of training only the three best-scored."""
     found: dict[str, Any] = {"n": len(truth), "top3_regret": top_k_regret(scores, truth, 3)}
     for kind in ("spearman", "kendall"):
-        value = correlation(kind, scores, truth)
+        value = correlation(kind, scores, truth, resamples=300)
         found[kind] = None if value is None else value.value
         found[f"{kind}_interval"] = None if value is None else [value.low, value.high]
     return found

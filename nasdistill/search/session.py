@@ -33,6 +33,9 @@ from nasdistill.spec.io import Cost
 from nasdistill.spec.measurement import Budget, TargetReport
 from nasdistill.store import RunDirectory, load_weights, save_weights
 
+_GIVE_UP = 20
+"""Proposals in a row without a new architecture after which a space counts as exhausted."""
+
 TEACHER = "teacher"
 """Name of the teacher among the models that are timed together."""
 
@@ -69,6 +72,7 @@ class Session:
         self.records: dict[int, dict[str, Any]] = {}
         self.teacher_reports: dict[str, TargetReport] = {}
         self._seen: dict[Architecture, int] = {}
+        self._repeats = 0
 
     # ---- budget ---------------------------------------------------------------------------------------------------
 
@@ -79,9 +83,10 @@ class Session:
 
     @property
     def remaining(self) -> int:
-        """How many may still be proposed."""
+        """How many may still be proposed; repeats of an architecture do not count."""
         left = self.time_left()
-        return 0 if left is not None and left <= 0 else max(0, self.trials - len(self.candidates))
+        proposed = len(self.candidates) - self._repeats
+        return 0 if left is not None and left <= 0 else max(0, self.trials - proposed)
 
     @property
     def primary_target(self) -> str:
@@ -97,7 +102,16 @@ class Session:
 
     def ask(self, n: int) -> list[Candidate]:
         """Propose up to `n` new candidates; duplicates and invalid points are told at once and left out."""
-        return [c for c in (self._start(*self.proposals.ask()) for _ in range(min(n, self.remaining))) if c.alive]
+        found: list[Candidate] = []
+        misses = 0
+        while len(found) < n and self.remaining > 0 and misses < _GIVE_UP:
+            repeats = self._repeats
+            candidate = self._start(*self.proposals.ask())
+            # A small space runs out of new points: the sampler is asked a few more times, then we go on without.
+            misses = misses + 1 if self._repeats > repeats else 0
+            if candidate.alive:
+                found.append(candidate)
+        return found
 
     def propose(self, architectures: Sequence[Architecture]) -> list[Candidate]:
         """Propose given architectures as trials of the study."""
@@ -116,6 +130,8 @@ class Session:
         if architecture is None:
             self._finish(candidate, "pruned", "violates a constraint of its space")
         elif architecture in self._seen:
+            self._repeats += 1
+            self.records[trial.number]["repeats"] = self._seen[architecture]
             self._finish(candidate, "pruned", f"same architecture as trial {self._seen[architecture]}")
         else:
             self._seen[architecture] = trial.number

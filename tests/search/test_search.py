@@ -1,0 +1,325 @@
+"""Whole searches: what they record, that they repeat, and that one bad part costs no more than itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import optuna
+import pytest
+import torch
+from toys_search import tiny, write_digits
+
+from nasdistill.errors import NasdistillError, TargetUnavailableError, UsageError
+from nasdistill.host import Host
+from nasdistill.search.pareto import non_dominated
+from nasdistill.search.result import build_result
+from nasdistill.search.run import run_search
+from nasdistill.spec.component import Kind
+from nasdistill.store import RunDirectory, load_weights, read_student
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return write_digits(tmp_path_factory.mktemp("data") / "digits.npz")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("NASDISTILL_CACHE", str(tmp_path_factory.getbasetemp() / "search-cache"))
+
+
+@pytest.fixture(scope="module")
+def finished(digits, tmp_path_factory):
+    """One finished run, looked at by many tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NASDISTILL_CACHE", str(tmp_path_factory.getbasetemp() / "search-cache"))
+        events = []
+        out = tmp_path_factory.mktemp("run") / "run"
+        result = run_search(tiny(digits), out, host=Host.load(third_party=False), listener=events.append)
+    return RunDirectory.open(out), result, events
+
+
+def test_the_result_object_has_the_documented_keys(finished):
+    _, result, _ = finished
+    assert {"run", "state", "teacher", "front", "trials", "seconds", "proxies"} <= set(result)
+    assert result["state"] == "finished"
+    assert {"score", "test_score", "latency_ms", "params"} <= set(result["teacher"])
+    assert result["front"], "a front of at least one student"
+    for student in result["front"]:
+        assert {"id", "score", "test_score", "latency_ms", "params", "macs", "architecture"} <= set(student)
+        for value in student["latency_ms"].values():
+            assert value["low"] <= value["value"] <= value["high"]
+    trials = result["trials"]
+    assert trials["complete"] + trials["pruned"] + trials["failed"] == 6
+    assert trials["running"] == 0
+    assert trials["repeated"] >= 0
+    assert {"params", "macs", "nwot"} <= set(result["proxies"])
+    for quality in result["proxies"].values():
+        assert {"spearman", "kendall", "n"} <= set(quality)
+    json.dumps(result, allow_nan=False)
+
+
+def test_show_gives_the_same_object_as_the_search(finished):
+    run, result, _ = finished
+    assert build_result(run) == result
+
+
+def test_the_front_is_non_dominated_and_students_load_bit_equal(finished, digits):
+    run, result, _ = finished
+    rows = [(-s["score"], s["latency_ms"]["targets:simulated"]["value"]) for s in result["front"]]
+    assert len(non_dominated(rows)) == len(rows)
+    host = Host.load(third_party=False)
+    options = {host.canonical(Kind.SEARCH_SPACE, s.name): s.options for s in tiny(digits).space}
+    for student in result["front"]:
+        arch, io, weights, provenance = read_student(run.student(student["id"]))
+        model = host.create(Kind.SEARCH_SPACE, arch.space, options[arch.space]).build(arch, io)
+        model.load_state_dict(weights)
+        trial = load_weights(run.trial(provenance["trial"]) / "weights.safetensors")
+        assert all(torch.equal(trial[name], value) for name, value in model.state_dict().items())
+        assert provenance["test"]["score"] == student["test_score"]
+        assert arch.to_json() == student["architecture"]
+
+
+def test_the_study_is_an_ordinary_optuna_study(finished):
+    run, result, _ = finished
+    study = optuna.load_study(study_name="search", storage=run.study_url)
+    assert len(study.trials) == 6 + result["trials"]["repeated"]
+    assert all(t.state.is_finished() for t in study.trials)
+    assert study.metric_names == ["accuracy", "latency_ms simulated"]
+    names = {tuple(sorted(t.params)) for t in study.trials}
+    assert len(names) == 1, "all parameters in all trials"
+    complete = [t for t in study.trials if t.state is optuna.trial.TrialState.COMPLETE]
+    assert len(complete) == result["trials"]["complete"]
+    assert all(t.user_attrs["feasible"] for t in complete)
+
+
+def test_events_tell_the_plan_the_rungs_and_the_front(finished):
+    _, _, events = finished
+    kinds = [event.kind for event in events]
+    assert kinds.index("plan") < kinds.index("rung")
+    assert {"message", "plan", "rung", "step", "epoch", "front", "done"} <= set(kinds)
+    plan = next(event for event in events if event.kind == "plan")
+    assert plan.facts["seconds"] > 0
+
+
+def test_no_pickles_and_no_absolute_paths_of_ours(finished):
+    run, _, _ = finished
+    suffixes = {path.suffix for path in run.path.rglob("*") if path.is_file()}
+    assert suffixes <= {".json", ".jsonl", ".safetensors", ".db", ".db-wal", ".db-shm"}
+    for path in run.path.rglob("*.json"):
+        if path.name not in ("config.json", "result.json"):
+            assert str(run.path.parent) not in path.read_text()
+
+
+def test_a_moved_run_shows_the_same_front(finished, tmp_path):
+    run, result, _ = finished
+    moved = shutil.copytree(run.path, tmp_path / "elsewhere")
+    again = build_result(RunDirectory.open(moved))
+    assert again["front"] == result["front"]
+    assert again["run"] == str(moved)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(finished, digits, tmp_path):
+    run, result, _ = finished
+    again = run_search(tiny(digits), tmp_path / "again", host=Host.load(third_party=False))
+    strip = ("run", "seconds")
+    assert {k: v for k, v in again.items() if k not in strip} == {k: v for k, v in result.items() if k not in strip}
+    for path in sorted(run.path.glob("trials/*/weights.safetensors")):
+        one, two = load_weights(path), load_weights(tmp_path / "again" / path.relative_to(run.path))
+        assert all(torch.equal(one[name], two[name]) for name in one)
+    other = run_search(tiny(digits, search__seed=1), tmp_path / "other", host=Host.load(third_party=False))
+    assert [s["id"] for s in other["front"]] != [s["id"] for s in result["front"]]
+
+
+@pytest.mark.parametrize("strategy", ["random", "exhaustive"])
+def test_other_strategies_and_samplers(digits, tmp_path, strategy):
+    config = tiny(
+        digits,
+        search__strategy=strategy,
+        search__strategy_options={"epochs": 1},
+        search__sampler="random",
+        search__trials=3,
+        space=[{"name": "resnet_s0", "options": {"blocks": [1], "width": [8, 16], "stages": [2]}}],
+    )
+    result = run_search(config, tmp_path / "run", host=Host.load(third_party=False))
+    assert result["trials"]["complete"] == 3
+    assert result["trials"]["failed"] == 0
+
+
+def test_an_exhausted_space_ends_the_search_early(digits, tmp_path):
+    config = tiny(
+        digits,
+        search__trials=9,
+        space=[{"name": "resnet_s0", "options": {"blocks": [1], "width": [8], "stages": [2], "stem_stride": [1, 2]}}],
+    )
+    result = run_search(config, tmp_path / "run", host=Host.load(third_party=False))
+    trials = result["trials"]
+    assert trials["complete"] + trials["pruned"] + trials["failed"] == 2, "the space has two points"
+    assert trials["repeated"] >= 20
+    assert result["state"] == "finished"
+
+
+@pytest.mark.parametrize("sampler", ["nsga2", "gp", "qmc"])
+def test_every_sampler_proposes(digits, tmp_path, sampler):
+    config = tiny(digits, search__sampler=sampler, search__trials=4)
+    result = run_search(config, tmp_path / "run", host=Host.load(third_party=False))
+    trials = result["trials"]
+    assert trials["complete"] + trials["pruned"] + trials["failed"] == 4
+    assert result["front"]
+
+
+def test_constraints_are_kept_and_named(digits, tmp_path):
+    config = tiny(digits, constraints={"max_params": 20_000, "max_latency_ms": 0.08})
+    result = run_search(config, tmp_path / "run", host=Host.load(third_party=False))
+    for student in result["front"]:
+        assert student["params"] <= 20_000
+        assert student["latency_ms"]["targets:simulated"]["high"] <= 0.08
+    reasons = [o["reason"] for o in RunDirectory.open(tmp_path / "run").outcomes()]
+    assert any("infeasible: params over by" in reason for reason in reasons)
+    study = optuna.load_study(study_name="search", storage=RunDirectory.open(tmp_path / "run").study_url)
+    infeasible = [t for t in study.trials if any(v > 0 for v in t.constraints.values())]
+    assert infeasible
+    assert all(not t.user_attrs["feasible"] for t in infeasible)
+
+
+def test_a_time_limit_stops_proposing_and_still_finishes(digits, tmp_path):
+    config = tiny(digits, search__timeout=1e-6)
+    result = run_search(config, tmp_path / "run", host=Host.load(third_party=False))
+    assert result["state"] == "finished"
+    assert sum(result["trials"].values()) == 0
+    assert result["front"] == []
+
+
+class _Wrapped:
+    """A host whose components of one kind are replaced by a broken one."""
+
+    def __init__(self, host, kind, change):
+        self._host, self._kind, self._change = host, kind, change
+
+    def __getattr__(self, name):
+        return getattr(self._host, name)
+
+    def create(self, kind, name, options=None, **context):
+        made = self._host.create(kind, name, options, **context)
+        return self._change(made, name) if kind is self._kind else made
+
+
+def test_a_proxy_that_raises_costs_only_its_score(digits, tmp_path):
+    def change(proxy, name):
+        if name == "nwot":
+            proxy.score = lambda candidate: (_ for _ in ()).throw(RuntimeError("proxy is broken"))
+        return proxy
+
+    host = _Wrapped(Host.load(third_party=False), Kind.PROXY, change)
+    result = run_search(tiny(digits), tmp_path / "run", host=host)
+    assert result["front"]
+    scored = [o for o in RunDirectory.open(tmp_path / "run").outcomes() if o["proxies"]]
+    assert scored
+    assert all(o["proxies"]["nwot"] is None for o in scored)
+    assert all("proxy is broken" in o["proxy_problems"]["nwot"] for o in scored)
+
+
+def test_an_exporter_that_fails_for_one_candidate_costs_that_trial(digits, tmp_path):
+    from nasdistill.errors import TrialFailure
+
+    failed = []
+
+    def change(target, name):
+        prepare = target.prepare
+
+        def sometimes(request):
+            if request.name.startswith("trial") and not failed:
+                failed.append(request.name)
+                raise TrialFailure("export_failed", "operator not supported")
+            return prepare(request)
+
+        target.prepare = sometimes
+        return target
+
+    host = _Wrapped(Host.load(third_party=False), Kind.TARGET, change)
+    result = run_search(tiny(digits), tmp_path / "run", host=host)
+    assert result["trials"]["failed"] == 1
+    assert result["front"]
+    reasons = [o["reason"] for o in RunDirectory.open(tmp_path / "run").outcomes() if o["state"] == "failed"]
+    assert reasons == ["export_failed: operator not supported"]
+
+
+def test_nan_losses_end_the_trial_with_a_reason(digits, tmp_path):
+    config = tiny(digits, training__lr=1e30, training__grad_clip=None, training__warmup=0.0)
+    result = run_search(config, tmp_path / "run", host=Host.load(third_party=False))
+    assert result["state"] == "finished"
+    assert result["front"] == []
+    failed = [o for o in RunDirectory.open(tmp_path / "run").outcomes() if o["state"] == "failed"]
+    assert failed
+    assert all(o["reason"].startswith(("nan_loss", "diverged")) for o in failed)
+
+
+def test_an_interrupt_keeps_what_is_finished(digits, tmp_path):
+    def listener(event):
+        if event.kind == "front":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_search(tiny(digits), tmp_path / "run", host=Host.load(third_party=False), listener=listener)
+    shown = build_result(RunDirectory.open(tmp_path / "run"))
+    assert shown["state"] == "interrupted"
+    assert shown["trials"]["complete"] >= 1
+    assert shown["front"]
+    assert shown["front"][0]["test_score"] is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"teacher": {"name": "timm:test_resnt"}}, UsageError, "test_resnet"),
+        ({"teacher": {"name": "tim:test_resnet"}}, UsageError, "timm"),
+        ({"space": [{"name": "resnet_so"}]}, UsageError, "resnet_s0"),
+        ({"space": [{"name": "resnet_s0", "options": {"blokcs": [1]}}]}, UsageError, "blocks"),
+        ({"proxy": [{"name": "synflo"}]}, UsageError, "synflow"),
+        ({"search__strategy": "funel"}, UsageError, "funnel"),
+        ({"search__sampler": "tpee"}, UsageError, "tpe"),
+        ({"objective__losses": [{"name": "kdd"}]}, UsageError, "kd"),
+        ({"task__options": {"data": "/nowhere/at/all"}}, UsageError, "/nowhere/at/all"),
+        ({"task__name": "image_clasification"}, UsageError, "image_classification"),
+    ],
+)
+def test_bad_input_is_one_message_and_leaves_nothing_behind(digits, tmp_path, changes, error, words):
+    with pytest.raises(error) as caught:
+        run_search(tiny(digits, **changes), tmp_path / "run", host=Host.load(third_party=False))
+    assert words in str(caught.value)
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_target_without_its_runtime_says_what_to_install(digits, tmp_path):
+    from nasdistill.interfaces import Availability
+
+    def change(target, name):
+        target.probe = lambda: Availability(False, "install 'nasdistill[onnx]'")
+        return target
+
+    host = _Wrapped(Host.load(third_party=False), Kind.TARGET, change)
+    with pytest.raises(TargetUnavailableError, match=r"nasdistill\[onnx\]"):
+        run_search(tiny(digits), tmp_path / "run", host=host)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_folder_in_use_is_refused_before_any_work(digits, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="not empty"):
+        run_search(tiny(digits), tmp_path, host=Host.load(third_party=False))
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_global_state_is_left_as_found(digits, tmp_path):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    threads = torch.get_num_threads()
+    run_search(tiny(digits, search__trials=2), tmp_path / "run", host=Host.load(third_party=False))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_num_threads() == threads
+
+
+def test_all_errors_of_ours_have_an_exit_code():
+    assert NasdistillError("x").exit_code == 1
