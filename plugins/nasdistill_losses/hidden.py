@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
@@ -95,10 +96,13 @@ class HiddenStates(DistillationLoss):
             ours, theirs, valid = align(student.signal(pair[0]), teacher.signal(pair[1]).detach())
             name = _name(pair)
             if name in self.projectors:
-                ours = self.projectors[name](ours)
+                ours = self.projectors[name](ours.to(self._dtype()))
             value = hidden_loss(ours, theirs, valid, metric=self.options.metric, normalise=self.options.normalise)
             terms[name] = value / len(self.pairs)
         return terms
+
+    def _dtype(self) -> torch.dtype:
+        return next(self.projectors.parameters()).dtype
 
 
 def _name(pair: Pair) -> str:
