@@ -76,7 +76,7 @@ class Attention(nn.Module):
         # Fixed sizes, so that the exported graph computes no shapes (only the batch stays open), and one split of one
         # axis, which leaves no axis of length 1 to be squeezed out of three tensors.
         split = self.qkv(x).reshape(-1, self.tokens, 3 * self.heads, self.head_dim).transpose(1, 2)
-        q, k, v = split.chunk(3, dim=1)
+        q, k, v = split.split(self.heads, dim=1)
         context = AttentionContext(layer=self.layer, layout=self.layout, layer_input=x, store=store)
         out = self.core(q, k, v, context).out
         return self.proj(out.transpose(1, 2).reshape(-1, self.tokens, self.heads * self.head_dim))  # type: ignore[no-any-return]
@@ -118,6 +118,7 @@ class ConvVitNet(nn.Module):
 
     Attributes:
         grid: ``(h, w)`` of the tokens, row by row.
+        width: channels C of the residual stream.
         position: ``(1, N, C)``, learned, or a fixed buffer that is not saved.
     """
 
@@ -133,7 +134,7 @@ class ConvVitNet(nn.Module):
     ) -> None:
         super().__init__()
         last = stem[-1]
-        self.grid = (last.height, last.width)
+        self.grid, self.width = (last.height, last.width), last.outputs
         self.stem = nn.Sequential(*(ConvUnit(layer) for layer in stem))
         if position == "learned":
             self.position = nn.Parameter(torch.empty(1, last.height * last.width, last.outputs))
@@ -159,7 +160,8 @@ class ConvVitNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Map images ``(B, C, H, W)`` to logits ``(B, outputs)``."""
-        x = self.stem(image).flatten(2).transpose(1, 2) + self.position
+        height, width = self.grid
+        x = self.stem(image).reshape(-1, self.width, height * width).transpose(1, 2) + self.position
         store: dict[str, Any] = {}  # what the cores of one forward share
         for block in self.blocks:
             x = block(x, store)

@@ -20,7 +20,7 @@ the same); `head_dim = 0` gives the other convention, width / heads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -106,6 +106,11 @@ class ConvVit(SearchSpace):
     def axes(self) -> tuple[Axis, ...]:
         """Return ``stem_width width depth reduction``, then ``heads mlp_ratio attention`` of ``block00`` on."""
         o = self.options
+
+        def present(block: int) -> Callable[[Mapping[str, Value]], bool] | None:
+            """Return when a block is there; None means always."""
+            return None if block < o.depth[0] else lambda params: int(params["depth"]) > block
+
         axes = [
             Axis("stem_width", o.stem_width, o.stem_width[-1], ordered=True, help="channels of the first convolution"),
             Axis("width", o.width, o.width[-1], ordered=True, help="width of the blocks"),
@@ -113,13 +118,12 @@ class ConvVit(SearchSpace):
             Axis("reduction", o.reduction, o.reduction[0], ordered=True, help="further halvings of the token grid"),
         ]
         for block in range(o.depth[-1]):
-            active = None if block < o.depth[0] else _deeper_than(block)
+            name, active = f"block{block:02d}", present(block)
             axes += [
-                Axis(f"block{block:02d}.heads", o.heads, o.heads[-1], active, ordered=True, help="attention heads"),
-                Axis(f"block{block:02d}.mlp_ratio", o.mlp_ratio, o.mlp_ratio[-1], active, ordered=True,
-                     help="MLP neurons / width"),
-                Axis(f"block{block:02d}.attention", o.attention, o.attention[0], active, help="attention variant"),
-            ]  # fmt: skip
+                Axis(f"{name}.heads", o.heads, o.heads[-1], active, ordered=True, help="attention heads"),
+                Axis(f"{name}.mlp_ratio", o.mlp_ratio, o.mlp_ratio[-1], active, ordered=True, help="neurons / width"),
+                Axis(f"{name}.attention", o.attention, o.attention[0], active, help="attention variant"),
+            ]
         return tuple(axes)
 
     def constraints(self, params: Mapping[str, Value]) -> list[str]:
@@ -300,12 +304,3 @@ class ConvVit(SearchSpace):
             )
         found: type[AttentionCore] = self.host.load(Kind.ATTENTION, name)
         return found
-
-
-def _deeper_than(block: int) -> Any:
-    """Return the predicate "there is a block of this index"."""
-
-    def active(params: Mapping[str, Value]) -> bool:
-        return int(params["depth"]) > block
-
-    return active

@@ -72,12 +72,17 @@ class ResNetS0(SearchSpace):
     def axes(self) -> tuple[Axis, ...]:
         """Return ``width stem_stride stages``, then ``stage0.blocks`` on; the defaults are ResNet-20's."""
         o = self.options
+
+        def present(stage: int) -> Callable[[Mapping[str, Value]], bool] | None:
+            """Return when a stage is there; None means always."""
+            return None if stage < o.stages[0] else lambda params: int(params["stages"]) > stage
+
         return (
             Axis("width", o.width, _near(o.width, 16), ordered=True, help="channels of the first stage"),
             Axis("stem_stride", o.stem_stride, o.stem_stride[0], ordered=True, help="stride of the stem"),
             Axis("stages", o.stages, _near(o.stages, 3), ordered=True, help="number of stages"),
             *(
-                Axis(f"stage{stage}.blocks", o.blocks, _near(o.blocks, 3), None if stage < o.stages[0] else _more_stages_than(stage), ordered=True,
+                Axis(f"stage{stage}.blocks", o.blocks, _near(o.blocks, 3), present(stage), ordered=True,
                      help="basic blocks of this stage")
                 for stage in range(o.stages[-1])
             ),
@@ -210,12 +215,3 @@ def _plan_conv(plan: Plan, name: str, shape: ConvShape, after: str | None = None
 def _near(choices: Sequence[int], wanted: int) -> int:
     """Return the choice closest to `wanted`."""
     return min(choices, key=lambda choice: (abs(choice - wanted), choice))
-
-
-def _more_stages_than(stage: int) -> Callable[[Mapping[str, Value]], bool]:
-    """Return the predicate "there is a stage of this index"."""
-
-    def active(params: Mapping[str, Value]) -> bool:
-        return int(params["stages"]) > stage
-
-    return active
