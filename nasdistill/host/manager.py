@@ -122,10 +122,6 @@ class Host:
         self._manager.add_hookspecs(hookspecs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Host:
-        """Return itself: a copied network's components go on asking the host that made them."""
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Host:
         """Return this very host: a copied network asks the same plugins as its original."""
         return self
 

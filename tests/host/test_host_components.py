@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 import types
@@ -66,6 +67,11 @@ def test_every_kind_has_hook_spec_and_interface():
 
 def test_a_host_is_a_component_factory():
     assert isinstance(Host(), ComponentFactory)
+
+
+def test_a_copy_of_a_component_keeps_its_host():
+    host = Host()
+    assert copy.deepcopy({"host": host})["host"] is host
 
 
 def test_canonical_and_short_names():
