@@ -216,7 +216,7 @@ class Host:
         except _ISOLATED as error:
             problem = PluginProblem(
                 plugin=source.name, distribution=source.distribution, version=source.version, stage=stage,
-                cause=_cause(error), hint=_advice(stage, source, error), exception=error,
+                cause=_cause(error, stage), hint=_advice(stage, source, error), exception=error,
             )  # fmt: skip
             if stage is Stage.HOOK:
                 self._manager.unregister(plugin)
@@ -463,8 +463,10 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _cause(error: BaseException) -> str:
-    """Return an exception as one line, pluggy's own wrapped ones without the plugin's repr."""
+def _cause(error: BaseException, stage: Stage | None = None) -> str:
+    """Return an exception as one line; what the host itself refuses comes without the exception's name."""
+    if stage in (Stage.METADATA, Stage.API_VERSION) and type(error) is ValueError:
+        return str(error)
     if isinstance(error, pluggy.PluginValidationError):
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return " ".join(lines)
