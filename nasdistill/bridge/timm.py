@@ -268,6 +268,7 @@ def _layout(model: nn.Module) -> tuple[TokenLayout | None, int | None]:
     grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
     prefix = int(getattr(model, "num_prefix_tokens", 0))
     dropped = not isinstance(getattr(model, "patch_drop", nn.Identity()), nn.Identity)
+    # With images of any size the tokens no longer say which grid they come from.
     if grid is None or dropped or getattr(model, "dynamic_img_size", False):
         return (TokenLayout(prefix=prefix) if prefix else None), None
     rows, columns = int(grid[0]), int(grid[1])

@@ -243,7 +243,7 @@ def _running_count(x: Tensor, valid: Tensor | None) -> Tensor:
 
 def _allocation(conserved_in: Tensor, sinks: int | Tensor, sources: int | Tensor) -> Tensor:
     """Return sigmoid(Ihat n / m)."""
-    if isinstance(sinks, int) and sinks == sources:
+    if isinstance(sinks, int) and isinstance(sources, int) and sinks == sources:
         return conserved_in.sigmoid()
     return (conserved_in * (sinks / sources)).sigmoid()
 
