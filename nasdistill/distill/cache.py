@@ -258,8 +258,8 @@ class EpochCache:
     def _read(self, begin: int, batch: Batch) -> Trace | None:
         """Return rows `begin` and following on the batch's device, or None when they are of other samples."""
         rows = slice(begin, begin + batch.size)
-        ids = batch.ids.cpu().numpy()
-        if any(not np.array_equal(entry.ids[rows], ids) for entry in self._entries):
+        ids = batch.ids.cpu()
+        if any(not torch.equal(entry.ids[rows], ids) for entry in self._entries):
             return None
         root = Trace()
         for entry in self._entries:
@@ -296,16 +296,22 @@ class EpochCache:
 class _Array:
     """One array of an entry: a row per sample, or one value for all."""
 
-    values: np.ndarray[Any, Any]
-    dtype: torch.dtype
+    values: Tensor
     per_row: bool
 
     def rows(self, rows: slice, device: torch.device) -> Tensor:
-        values = self.values[rows] if self.per_row else self.values
-        # A fresh tensor: aligned as one that was just computed, and safe from losses that work in place.
-        tensor = torch.empty(values.shape, dtype=self.dtype)
-        np.copyto(_numpy(tensor), values)
-        return tensor.to(device)
+        # A copy: aligned as a tensor that was just computed, and safe from losses that work in place.
+        return (self.values[rows] if self.per_row else self.values).clone().to(device)
+
+
+@dataclass(slots=True)
+class _Member:
+    """What an entry holds of one network: the teacher itself (prefix ``""``) or a member of an ensemble."""
+
+    prefix: str
+    weights: _Array | None
+    facts: dict[str, Any] | None
+    parts: dict[str, _Array]
 
 
 @dataclass(slots=True)
@@ -313,15 +319,13 @@ class _Entry:
     """A finished entry: one site of one epoch."""
 
     site: Site
-    ids: np.ndarray[Any, Any]
-    members: list[str]
-    signals: dict[str, dict[str, Any]]
-    arrays: dict[str, _Array]
+    ids: Tensor
+    members: list[_Member]
     resident: int
 
     @classmethod
     def read(cls, path: Path, memory: int) -> _Entry:
-        """Read and check an entry.
+        """Read and check an entry; files of more than `memory` bytes are mapped.
 
         Raises:
             OSError, ValueError, KeyError, TypeError, AttributeError: it is damaged, with a word on what is.
@@ -337,33 +341,33 @@ class _Entry:
             if (file_hash(file) if data is None else hashlib.sha256(data).hexdigest()) != facts["sha256"]:
                 raise ValueError(f"{file.name} does not match its checksum")
             if data is None:
-                values = np.load(file, mmap_mode="r", allow_pickle=False)
+                plain = np.load(file, mmap_mode="c", allow_pickle=False)
             else:
-                values = np.load(io.BytesIO(data), allow_pickle=False)
+                plain = np.load(io.BytesIO(data), allow_pickle=False)
                 resident += len(data)
-            arrays[name] = _Array(values, getattr(torch, facts["dtype"]), facts["per_row"])
+            arrays[name] = _Array(torch.from_numpy(plain).view(getattr(torch, facts["dtype"])), facts["per_row"])
         ids = arrays.pop("ids").values
         if ids.shape != (manifest["rows"],):
             raise ValueError("wrong number of rows")
-        return cls(Site.parse(manifest["site"]), ids, manifest["members"], manifest["signals"], arrays, resident)
+        members = []
+        for prefix in manifest["members"]:
+            parts = {part: arrays[f"{prefix}{part}"] for part in _PARTS if f"{prefix}{part}" in arrays}
+            facts = manifest["signals"].get(prefix)
+            if facts is not None:
+                grid = facts["grid"]
+                facts = {**facts, "grid": None if grid is None else tuple(grid)}
+            members.append(_Member(prefix, arrays.get(f"{prefix}weights"), facts, parts))
+        return cls(Site.parse(manifest["site"]), ids, members, resident)
 
     def fill(self, root: Trace, rows: slice, device: torch.device) -> None:
         """Put this site's signals into a trace (and into its members, which are made when they are not there)."""
-        for prefix in self.members:
-            trace = _member(root, prefix)
-            if f"{prefix}weights" in self.arrays:
-                trace.weights = self.arrays[f"{prefix}weights"].rows(rows, device)
-            facts = self.signals.get(prefix)
-            if facts is not None:
-                parts: dict[str, Any] = {
-                    part: self.arrays[f"{prefix}{part}"].rows(rows, device)
-                    for part in _PARTS
-                    if f"{prefix}{part}" in self.arrays
-                }
-                grid = None if facts["grid"] is None else tuple(facts["grid"])
-                trace.signals[self.site] = Signal(
-                    **parts, layout=facts["layout"], scale=facts["scale"], causal=facts["causal"], grid=grid
-                )
+        for member in self.members:
+            trace = _member(root, member.prefix) if member.prefix else root
+            if member.weights is not None:
+                trace.weights = member.weights.rows(rows, device)
+            if member.facts is not None:
+                parts: dict[str, Any] = {name: array.rows(rows, device) for name, array in member.parts.items()}
+                trace.signals[self.site] = Signal(**parts, **member.facts)
 
 
 class _Uneven(Exception):

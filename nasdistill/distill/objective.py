@@ -128,22 +128,21 @@ class Objective(nn.Module):
                 terms |= {f"{label}.{name}": part.detach() for name, part in values.items()}
             parts.append((self.weights[label], value, seam))
 
-        total = plain = None
+        total: Tensor | None = None
+        plain: Tensor | None = None
         for weight, value, seam in parts:
             factor = weight.at(step.progress) if isinstance(weight, Schedule) else weight
             if factor == 0:  # left out rather than multiplied: 0 * inf is nan
                 continue
             weighted = value * factor
-            plain = weighted.detach() if plain is None else plain + weighted.detach()
-            if self.balance == "magnitude":
-                weighted = weighted / value.detach().abs().clamp_min(_SMALL)
-            elif self.balance == "gradient":
-                weighted = weighted / _gradient_norm(value, seam).clamp_min(_SMALL)
+            if self.balance != "none":
+                plain = weighted.detach() if plain is None else plain + weighted.detach()
+                scale = value.detach().abs() if self.balance == "magnitude" else _gradient_norm(value, seam)
+                weighted = weighted / scale.clamp_min(_SMALL)
             total = weighted if total is None else total + weighted
-        if total is None or plain is None:  # all schedules are at 0
+        if total is None:  # all schedules are at 0
             total = task_loss * 0.0
-            plain = total.detach()
-        terms["total"] = plain
+        terms["total"] = total.detach() if plain is None else plain
         return total, terms
 
     def after_step(self, step: StepInfo) -> None:
