@@ -1,1 +1,36 @@
-"""Bundled plugin teachers."""
+"""Bundled plugin `teachers`: who supervises."""
+
+from __future__ import annotations
+
+from nasdistill import hookimpl
+from nasdistill.spec.component import TeacherSpec, TeacherTags
+
+
+@hookimpl
+def nasdistill_teachers() -> list[TeacherSpec]:
+    """Return the bundled teacher providers."""
+    return [
+        TeacherSpec(
+            "builtin",
+            "nasdistill_teachers.builtin:BuiltinTeacher",
+            "Trained on first use and kept in the cache: `builtin:digits`, a convolution-stem transformer.",
+            options="nasdistill_teachers.builtin:BuiltinOptions",
+            references=("arXiv:2106.14881",),
+            tags=TeacherTags(locator="name of a bundled teacher"),
+        ),
+        TeacherSpec(
+            "timm",
+            "nasdistill_teachers.timm_model:TimmTeacher",
+            "Any timm classification model, with local, pretrained or random weights: `timm:resnet18`.",
+            options="nasdistill_teachers.timm_model:TimmOptions",
+            references=("https://github.com/huggingface/pytorch-image-models",),
+            tags=TeacherTags(locator="name of a timm model"),
+        ),
+        TeacherSpec(
+            "torch",
+            "nasdistill_teachers.torch_module:TorchTeacher",
+            "Your own network: `torch:package.module:callable` is imported and called.",
+            options="nasdistill_teachers.torch_module:TorchOptions",
+            tags=TeacherTags(locator="package.module:callable"),
+        ),
+    ]
