@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from nasdistill.interfaces import ModelGeometry
 from nasdistill.spec.component import Kind
 from nasdistill.spec.io import IOSpec
 
@@ -107,6 +108,10 @@ def test_padded_shortcuts_subsample_and_pad(host):
     out = model.stages[1][0].shortcut(image)
     assert torch.equal(out[:, 4:12], image[:, :, ::2, ::2])
     assert out[:, :4].abs().max() == out[:, 12:].abs().max() == 0
+
+
+def test_networks_without_token_layers_name_none(space):
+    assert space.layer_map(space.default(), ModelGeometry({}, layers=6)) == {}
 
 
 # ---- inheritance ----------------------------------------------------------------------------------------------------

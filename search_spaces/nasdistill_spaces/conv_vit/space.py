@@ -32,15 +32,13 @@ from nasdistill.spec.architecture import Architecture, Axis, Value
 from nasdistill.spec.component import Kind
 from nasdistill.spec.io import Cost, IOSpec, conv_output
 from nasdistill.spec.options import ComponentOptions
-from nasdistill_spaces.conv_vit.inherit import inherit_weights, source_blocks
+from nasdistill_spaces.conv_vit.inherit import inherit_weights
 from nasdistill_spaces.conv_vit.model import BlockShape, ConvVitNet, StemLayer
 from nasdistill_spaces.images import image_problem, unique_sorted
 from nasdistill_spaces.plan import Plan, halvings_to
 
 if TYPE_CHECKING:
     import networkx as nx
-
-    from nasdistill.interfaces import ModelGeometry
 
 Width = Annotated[int, Field(ge=1, le=8192)]
 
@@ -160,12 +158,6 @@ class ConvVit(SearchSpace):
     def depth(self, arch: Architecture) -> int:
         """Return the number of blocks."""
         return int(arch.params["depth"])
-
-    def layer_map(self, arch: Architecture, teacher: ModelGeometry) -> dict[int, int]:
-        """Return student block -> teacher block: the block whose weights `inherit` takes."""
-        if teacher.layers < 1:
-            return {}
-        return dict(enumerate(source_blocks(self.depth(arch), teacher.layers)))
 
     def build(self, arch: Architecture, io: IOSpec) -> nn.Module:
         """Return a :class:`ConvVitNet`; see :class:`SearchSpace`."""

@@ -39,6 +39,8 @@ from nasdistill_spaces.resnet_s0.model import BasicShape, ConvShape, ResNetS0Net
 if TYPE_CHECKING:
     import networkx as nx
 
+    from nasdistill.interfaces import ModelGeometry
+
 LARGEST_MAP = 32
 
 
@@ -111,6 +113,10 @@ class ResNetS0(SearchSpace):
         """Return the number of basic blocks."""
         counts = self._blocks(arch)
         return sum(counts)
+
+    def layer_map(self, arch: Architecture, teacher: ModelGeometry) -> dict[int, int]:
+        """Return nothing: these networks have stage maps (``features.i``), no layers of tokens."""
+        return {}
 
     def build(self, arch: Architecture, io: IOSpec) -> nn.Module:
         """Return a :class:`ResNetS0Net`; see :class:`SearchSpace`."""
