@@ -40,7 +40,7 @@ class Work:
     Attributes:
         macs: multiply-accumulates.
         activations: elements written by the operators that have multiply-accumulates.
-        operators: kernels launched, views not counted.
+        operators: kernels launched; views and bare allocations not counted.
     """
 
     macs: int
@@ -114,9 +114,9 @@ class _Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not getattr(func, "is_view", False):
+        packet = getattr(func, "overloadpacket", None)
+        if not getattr(func, "is_view", False) and packet is not aten.empty:
             self.operators += 1
-            packet = getattr(func, "overloadpacket", None)
             if packet in _FORMULAS or packet in flop_registry:
                 first = result[0] if isinstance(result, tuple | list) else result
                 self.activations += first.numel() if isinstance(first, Tensor) else 0

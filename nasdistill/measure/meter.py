@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -180,18 +181,44 @@ class Meter:
         Raises:
             TrialFailure, TargetUnavailableError: as :meth:`prepare`; nothing stays loaded.
         """
-        budget = budget or self.budget
         prepared: dict[str, Prepared] = {}
         try:
             for name, model in models.items():
                 prepared[name] = self._prepare(model, example, name, self.folder)
-            return self._time(prepared, baseline, budget)
+            return self.report_prepared(prepared, baseline=baseline, budget=budget)
         finally:
             for item in prepared.values():
                 item.close()
                 if not self._keep and item.artefact is not None:
                     for path in _files(item.artefact):
                         path.unlink(missing_ok=True)
+
+    def report_prepared(
+        self, prepared: Mapping[str, Prepared], *, baseline: str | None = None, budget: Budget | None = None
+    ) -> dict[str, TargetReport]:
+        """Time what :meth:`prepare` returned, head to head; arguments as in :meth:`report_together`."""
+        budget = budget or self.budget
+        if all(item.clock == "simulated" for item in prepared.values()):
+            self.rounds = None
+            found = {name: simulated_latency(item) for name, item in prepared.items()}
+        else:
+            references, calibration = self.references(), self.calibration
+            seed = derive_seed(self.seed, "rounds", *sorted(prepared))
+            rounds = time_rounds(prepared, list(references.values()), budget, seed, clock=self._clock)
+            self.rounds = rounds
+            found = {name: rounds.latency(name, [calibration[key] for key in references]) for name in prepared}
+        reports = {}
+        for name, item in prepared.items():
+            info = dict(item.info)
+            seconds, error = info.pop("prepare_seconds"), info.pop("max_rel_error")
+            report = TargetReport(
+                target=self.target.id, latency=found[name], artefact_bytes=_bytes(item.artefact),
+                max_rel_error=error, peak_memory_bytes=item.peak_memory_bytes(), prepare_seconds=seconds, info=info,
+            )  # fmt: skip
+            if baseline is not None:
+                report = replace(report, info={**info, "ratio": self._ratio(found, name, baseline)})
+            reports[name] = report
+        return reports
 
     def compare(self, a: Prepared, b: Prepared, budget: Budget | None = None, *, margin: float = 0.02) -> Comparison:
         """Time two prepared networks head to head; see :func:`nasdistill.measure.compare`."""
@@ -256,30 +283,6 @@ class Meter:
             raise TrialFailure("parity", f"{name} on {self.target.id} does not compute what torch computes: it {what}")
         return error_found
 
-    def _time(self, prepared: Mapping[str, Prepared], baseline: str | None, budget: Budget) -> dict[str, TargetReport]:
-        """Time prepared networks and write their reports."""
-        if all(item.clock == "simulated" for item in prepared.values()):
-            self.rounds = None
-            found = {name: simulated_latency(item) for name, item in prepared.items()}
-        else:
-            references, calibration = self.references(), self.calibration
-            seed = derive_seed(self.seed, "rounds", *sorted(prepared))
-            rounds = time_rounds(prepared, list(references.values()), budget, seed, clock=self._clock)
-            self.rounds = rounds
-            found = {name: rounds.latency(name, [calibration[key] for key in references]) for name in prepared}
-        reports = {}
-        for name, item in prepared.items():
-            info = dict(item.info)
-            seconds, error = info.pop("prepare_seconds"), info.pop("max_rel_error")
-            report = TargetReport(
-                target=self.target.id, latency=found[name], artefact_bytes=_bytes(item.artefact),
-                max_rel_error=error, peak_memory_bytes=item.peak_memory_bytes(), prepare_seconds=seconds, info=info,
-            )  # fmt: skip
-            if baseline is not None:
-                report = replace(report, info={**info, "ratio": self._ratio(found, name, baseline)})
-            reports[name] = report
-        return reports
-
     def _ratio(self, found: Mapping[str, Any], name: str, baseline: str) -> dict[str, Any]:
         """Return the paired ratio of one network to the baseline."""
         if self.rounds is None:
@@ -301,8 +304,8 @@ class Meter:
 
 
 def shorten(error: object, limit: int = 300) -> str:
-    """Return the first non-empty line of an error's text, at most `limit` characters."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """Return the first non-empty line of an error's text, at most `limit` characters, without terminal colours."""
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines() if line.strip()]
     text = lines[0] if lines else "no message"
     return text if len(text) <= limit else text[: limit - 4].rstrip() + " ..."
 

@@ -15,8 +15,11 @@ more than long ones. The interval is a block bootstrap (:mod:`nasdistill.measure
 - *Stop*: when every interval's half width is below ``relative_width``, or at ``max_pairs`` rounds or ``max_seconds``.
 - The garbage collector is off and torch has the target's number of threads while timing; both are put back.
 
+Milliseconds are those of the undisturbed machine: how much slower it was meanwhile stands in a flag
+(``reference/calibration=1.4``) and in the raw quantiles.
+
 A result says what is wrong with it: *noisy* (the interval stayed wide), *contended* (wall and CPU time disagree by more
-than 15 %: other work on the cores, or threads of our own), *drift* (the halves differ by more than two half widths).
+than 15 %: other work on the cores, or threads of our own), *drift* (the intervals of the two halves are apart).
 """
 
 from __future__ import annotations
@@ -185,7 +188,11 @@ class Rounds:
     @property
     def reference_ms(self) -> tuple[float, ...]:
         """Each reference's median in these rounds, in milliseconds, in the order given."""
-        return tuple(float(np.median(item.times)) / 1e6 for item in self._references)
+        return self.reference_quantile(0.5)
+
+    def reference_quantile(self, share: float) -> tuple[float, ...]:
+        """Return a quantile of each reference's times, in milliseconds."""
+        return tuple(float(np.quantile(item.times, share)) / 1e6 for item in self._references)
 
     def weights(self, name: str) -> list[float]:
         """Return how much each reference counts for `name`."""
@@ -259,8 +266,8 @@ class Rounds:
         if ratio.relative_width > self._budget.relative_width:
             flags.append(f"half_width={ratio.relative_width:.1%}")
             quality = "noisy"
-        shift = drift(self.ratios(item.name))
-        if abs(shift) > max(2 * ratio.relative_width, self._budget.relative_width / 2):
+        shift = drift(self.ratios(item.name), confidence=self._budget.confidence)
+        if abs(shift) > self._budget.relative_width / 2:
             flags.append(f"drift={shift:+.1%}")
             quality = "drift"
         if self.pairs < self._budget.min_pairs:
@@ -417,10 +424,14 @@ def compare(
 def calibrate(
     references: Sequence[Prepared], budget: Budget, seed: int, *, clock: Clock | None = None
 ) -> tuple[float, ...]:
-    """Return each reference's own time, in milliseconds: the median over up to 100 rounds."""
-    once = Budget(max_seconds=budget.max_seconds, min_pairs=50, max_pairs=100, relative_width=0.02)
-    rounds = time_rounds({}, references, once, derive_seed(seed, "calibrate"), clock=clock, settled=lambda _: False)
-    return rounds.reference_ms
+    """Return each reference's own time, in milliseconds, on the undisturbed machine.
+
+    That is the 10 % quantile over up to 200 rounds. Ratios hold at any time, but what they are multiplied with must be
+    found again in the next session: slow phases come and go with other work, the fast state is always the same.
+    """
+    once = Budget(max_seconds=budget.max_seconds, min_pairs=200, max_pairs=200)
+    rounds = time_rounds({}, references, once, derive_seed(seed, "calibrate"), clock=clock)
+    return rounds.reference_quantile(0.1)
 
 
 def simulated_latency(prepared: Prepared) -> Latency:

@@ -16,10 +16,14 @@ Python package gives no statistics of its arena, and the growth of the process w
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import ctypes
 import importlib.util
+import os
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -135,10 +139,35 @@ def export_onnx(model: nn.Module, example: Sequence[Tensor], path: Path, *, dyna
                 external_data=False, verbose=False,
             )  # fmt: skip
         else:
-            torch.onnx.export(
-                model, tuple(example), path, dynamo=False, opset_version=opset, input_names=names,
-                do_constant_folding=True,
-            )  # fmt: skip
+            with _silent_stdout():
+                torch.onnx.export(
+                    model, tuple(example), path, dynamo=False, opset_version=opset, input_names=names,
+                    do_constant_folding=True,
+                )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _silent_stdout() -> Iterator[None]:
+    """Send the process's standard output nowhere for a moment.
+
+    When the TorchScript exporter fails, its C++ part prints the whole graph there, with no way to ask it not to; the
+    command line's standard output is for results. Nothing else is printed while a network is exported.
+    """
+    try:
+        sys.stdout.flush()
+        saved = os.dup(1)
+    except (OSError, ValueError, AttributeError):  # there is no standard output
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        with contextlib.suppress(OSError, AttributeError, TypeError):
+            ctypes.CDLL(None).fflush(None)  # what C++ still holds back must go nowhere too
+        os.dup2(saved, 1)
+        os.close(saved)
 
 
 class _Session(Prepared):
