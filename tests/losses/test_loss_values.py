@@ -62,6 +62,11 @@ def test_kd_at_high_temperature_is_logit_matching():
     torch.testing.assert_close(kd_loss(student, teacher, 300.0).double(), limit, rtol=2e-2, atol=0)
 
 
+def test_kd_computes_half_precision_logits_in_float32():
+    student, teacher = torch.randn(4, 200).bfloat16(), torch.randn(4, 200).bfloat16()
+    assert torch.equal(kd_loss(student, teacher), kd_loss(student.float(), teacher.float()))
+
+
 def test_kd_ignores_a_constant_added_to_logits():
     student, teacher = torch.randn(4, 6), torch.randn(4, 6)
     torch.testing.assert_close(kd_loss(student + 5, teacher - 3), kd_loss(student, teacher), rtol=1e-4, atol=1e-6)

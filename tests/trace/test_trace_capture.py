@@ -104,7 +104,7 @@ SMALL = dict(
 
 def _encoder(batch_first=True, **kwargs):
     layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=batch_first, **kwargs)
-    return nn.TransformerEncoder(layer, 3, enable_nested_tensor=batch_first)
+    return nn.TransformerEncoder(layer, 3, enable_nested_tensor=batch_first and not kwargs)
 
 
 TOKENS = torch.randn(3, 9, 32, generator=torch.Generator().manual_seed(3))
@@ -729,3 +729,51 @@ def test_trace_model_and_tracer():
     gc.collect()
     assert gone() is None
     assert len(tracer._plans) == 0
+
+
+def test_a_block_is_the_member_of_the_list_not_a_part_of_it():
+    class Doubled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = CoreBlock(8, 2)
+
+        def forward(self, x):
+            return 2 * self.body(x, AttentionContext())
+
+    model, x = nn.Sequential(Doubled(), Doubled()), torch.randn(2, 4, 8)
+    plan = SitePlan(model, lambda m: m(x))
+    with plan.capture(["hidden.0"]) as recorder:
+        model(x)
+    assert torch.equal(recorder.trace()["hidden.0"], model[0](x))
+
+
+def test_an_error_that_the_model_handles_itself():
+    """Counters and modes stay right when a watched module raises and the model goes on."""
+
+    class Fallback(nn.Module):
+        broken = False
+
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True) for _ in range(2))
+            self.seen = []
+
+        def forward(self, x):
+            try:
+                x = self.layers[0](x, src_mask=torch.ones(1, 1) if self.broken else None)
+            except RuntimeError:
+                x = x + 1
+            self.seen = _get_current_function_mode_stack()
+            return self.layers[1](x)
+
+    model = Fallback().eval()
+    plan = SitePlan(model, lambda m: m(TOKENS))
+    model.broken = True
+    with plan.capture(["q.0", "q.1", "hidden.1"]) as recorder:
+        output = model(TOKENS)
+    assert model.seen == []
+    with pytest.raises(NasdistillError, match=r"q.0 was not reached"):
+        recorder.trace()
+    with plan.capture(["q.1", "hidden.1"]) as recorder:
+        output = model(TOKENS)
+    assert torch.equal(recorder.trace()["hidden.1"], output)
