@@ -218,18 +218,21 @@ class ConvVit(SearchSpace):
         width, inner = geometry.dim, geometry.heads * geometry.head_dim
         variant = self._core_class(shape.attention)
         core = variant.cost(geometry, tokens, tokens, self.options.attention_options.get(shape.attention))
+
+        def linear(path: str, inputs: int, outputs: int) -> str:
+            cost = Cost.linear(inputs, outputs, tokens=tokens)
+            return plan.add(f"{name}.{path}", "linear", (tokens, outputs), cost, label=f"linear, {outputs}")
+
         plan.add(f"{name}.norm1", "norm", (tokens, width), Cost.norm(width), label="layer norm")
-        plan.add(f"{name}.attn.qkv", "linear", (tokens, 3 * inner), Cost.linear(width, 3 * inner, tokens=tokens))
-        plan.add(
-            f"{name}.attn.core", "attention", (tokens, inner), core,
-            label=f"{shape.attention}, {geometry.heads} x {geometry.head_dim}",
-        )  # fmt: skip
-        out = plan.add(f"{name}.attn.proj", "linear", (tokens, width), Cost.linear(inner, width, tokens=tokens))
+        linear("attn.qkv", width, 3 * inner)
+        label = f"{shape.attention}, {geometry.heads} x {geometry.head_dim}"
+        plan.add(f"{name}.attn.core", "attention", (tokens, inner), core, label=label)
+        out = linear("attn.proj", inner, width)
         stream = plan.add(f"{name}.add1", "add", (tokens, width), after=(stream, out))
         plan.add(f"{name}.norm2", "norm", (tokens, width), Cost.norm(width), label="layer norm")
-        plan.add(f"{name}.mlp.fc1", "linear", (tokens, shape.hidden), Cost.linear(width, shape.hidden, tokens=tokens))
+        linear("mlp.fc1", width, shape.hidden)
         plan.add(f"{name}.mlp.act", "gelu", (tokens, shape.hidden))
-        out = plan.add(f"{name}.mlp.fc2", "linear", (tokens, width), Cost.linear(shape.hidden, width, tokens=tokens))
+        out = linear("mlp.fc2", shape.hidden, width)
         plan.add(f"{name}.add2", "add", (tokens, width), after=(stream, out))
 
     def _require(self, arch: Architecture, io: IOSpec) -> None:
