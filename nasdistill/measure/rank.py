@@ -6,6 +6,7 @@ the candidate out of the comparison. Fewer than three candidates, or a constant 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,6 +66,20 @@ def kendall(scores: Scores, truth: Scores) -> float | None:
     return _coefficient("kendall", *_paired(scores, truth))
 
 
+def partial_spearman(scores: Scores, truth: Scores, given: Scores) -> float | None:
+    """Return Spearman's rho of scores and truth with a third column held fixed, None when undefined.
+
+    What a proxy says beyond `given` (the parameter count, say): near 0, it only repeats it.
+    """
+    kept = [i for i, value in enumerate(truth) if value is not None and math.isfinite(value)]
+    columns = [[column[i] for i in kept] for column in (scores, truth, given)]
+    xy, xz, yz = spearman(columns[0], columns[1]), spearman(columns[0], columns[2]), spearman(columns[2], columns[1])
+    if xy is None or xz is None or yz is None:
+        return None
+    scale = (1.0 - xz * xz) * (1.0 - yz * yz)
+    return None if scale < 1e-12 else max(-1.0, min(1.0, (xy - xz * yz) / math.sqrt(scale)))
+
+
 def correlation(
     kind: Literal["spearman", "kendall"],
     scores: Scores,
@@ -90,14 +105,11 @@ def correlation(
     if value is None:
         return None
     rng = np.random.default_rng(derive_seed(seed, "bootstrap", kind))
-    draws = []
-    for _ in range(resamples):
-        index = rng.integers(0, len(x), len(x))
-        drawn = _coefficient(kind, x[index], y[index])
-        if drawn is not None:
-            draws.append(drawn)
+    counts = rng.multinomial(len(x), np.full(len(x), 1.0 / len(x)), size=resamples).astype(np.float64)
+    draws = _resampled(kind, x, y, counts)
+    draws = draws[np.isfinite(draws)]
     tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(draws, [tail, 1.0 - tail]) if draws else (value, value)
+    low, high = np.quantile(draws, [tail, 1.0 - tail]) if len(draws) else (value, value)
     return Correlation(value, float(low), float(high), len(x))
 
 
@@ -143,6 +155,36 @@ def _paired(scores: Scores, truth: Scores) -> tuple[NDArray[np.float64], NDArray
     keep = [i for i, value in enumerate(truth) if value is not None and math.isfinite(value)]
     y = np.array([truth[i] for i in keep], dtype=np.float64)
     return _filled([scores[i] for i in keep]), y
+
+
+def _resampled(
+    kind: str, x: NDArray[np.float64], y: NDArray[np.float64], counts: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The coefficient for every row of `counts`, which says how often each candidate was drawn; NaN when undefined.
+
+    Both coefficients are sums over pairs of candidates, so drawing a candidate twice weights its pairs twice, and all
+    draws together are a few matrix products.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        if kind == "kendall":
+            first, second = (np.sign(_differences(column)) for column in (x, y))
+            pairs = [((counts @ part) * counts).sum(axis=1) for part in (first * second, first**2, second**2)]
+            return np.asarray(pairs[0] / np.sqrt(pairs[1] * pairs[2]))
+        total = counts.sum(axis=1, keepdims=True)
+        centred = []
+        for column in (x, y):
+            gaps = _differences(column)
+            # The mean rank of a candidate: those below it, and half of those level with it.
+            rank = counts @ ((gaps < 0) + 0.5 * (gaps == 0)).astype(np.float64)
+            centred.append(rank - (counts * rank).sum(axis=1, keepdims=True) / total)
+        moments = [(counts * a * b).sum(axis=1) for a, b in itertools.combinations_with_replacement(centred, 2)]
+        return np.asarray(moments[1] / np.sqrt(moments[0] * moments[2]))
+
+
+def _differences(column: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Matrix of the differences of ranks (finite where the values are not), ``[i, j] = rank of i - rank of j``."""
+    rank = stats.rankdata(column)
+    return np.asarray(rank[:, None] - rank[None, :], dtype=np.float64)
 
 
 def _coefficient(kind: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> float | None:

@@ -6,11 +6,21 @@ import itertools
 import math
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nasdistill.measure.rank import correlation, kendall, log_rank_sum, ranks, spearman, top_k_regret
+from nasdistill.measure.rank import (
+    _resampled,
+    correlation,
+    kendall,
+    log_rank_sum,
+    partial_spearman,
+    ranks,
+    spearman,
+    top_k_regret,
+)
 
 numbers = st.lists(st.one_of(st.none(), st.integers(-5, 5).map(float)), min_size=3, max_size=12)
 
@@ -62,6 +72,25 @@ def test_nan_counts_as_missing():
     assert spearman([1, math.nan, 2], [2, 1, 3]) == pytest.approx(1.0)
 
 
+def test_partial_correlation_removes_what_a_third_column_explains():
+    rng = random.Random(0)
+    size = [rng.gauss(0, 1) for _ in range(3000)]
+    truth = [s + rng.gauss(0, 1) for s in size]
+    copy = [s + rng.gauss(0, 1) for s in size]  # knows the size, and nothing else
+    more = [t + rng.gauss(0, 1) for t in truth]
+    assert spearman(copy, truth) > 0.4
+    assert abs(partial_spearman(copy, truth, size)) < 0.06
+    assert partial_spearman(more, truth, size) > 0.5
+    assert partial_spearman(size, truth, size) is None
+    assert partial_spearman(truth, truth, copy) == pytest.approx(1.0)
+    # Ranks of the residuals' correlation by hand: (r12 - r13 r23) / sqrt((1 - r13^2) (1 - r23^2))
+    a, b, c = [1, 2, 3, 4], [1, 3, 2, 4], [2, 1, 3, 4]
+    assert partial_spearman(a, b, c) == pytest.approx((0.8 - 0.8 * 0.4) / math.sqrt((1 - 0.64) * (1 - 0.16)))
+    assert partial_spearman([1, 9, 2, 3, 4], [1, None, 3, 2, 4], [2, 0, 1, 3, 4]) == pytest.approx(
+        partial_spearman(a, b, c)
+    )
+
+
 def test_a_missing_truth_leaves_the_comparison():
     assert spearman([1, 9, 2, 3], [1, None, 2, 3]) == pytest.approx(1.0)
     assert correlation("kendall", [1, 9, 2, 3], [1, None, 2, 3]).n == 3
@@ -95,6 +124,21 @@ def test_intervals_hold_the_value_shrink_with_n_and_repeat():
         assert second.high - second.low < first.high - first.low
         assert first == correlation(kind, *small, resamples=300)
         assert first.n == 15
+
+
+@pytest.mark.parametrize("kind", ["spearman", "kendall"])
+def test_resampling_by_counts_equals_resampling_by_index(kind):
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 6, 12).astype(float), rng.integers(0, 6, 12).astype(float)
+    x[3] = -np.inf
+    counts = rng.multinomial(12, np.full(12, 1 / 12), size=40).astype(float)
+    counts[0] = 0
+    counts[0, 5] = 12  # one candidate twelve times has no correlation
+    found = _resampled(kind, x, y, counts)
+    for row, value in zip(counts, found, strict=True):
+        index = np.repeat(np.arange(12), row.astype(int))
+        expected = {"spearman": spearman, "kendall": kendall}[kind](x[index].tolist(), y[index].tolist())
+        assert np.isnan(value) if expected is None else value == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_interval_covers_the_truth():
