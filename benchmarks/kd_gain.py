@@ -97,9 +97,7 @@ def teacher_of(host: Host, setting: Setting, task: Task) -> TeacherSession:
     arch = space.architecture({"width": 32, "stem_stride": 2, **{f"stage{i}.blocks": 1 for i in range(3)}})
     with seeded(0, "benchmark teacher"):
         model = space.build(arch, task.io)
-    training = TrainingConfig(
-        batch_size=64, lr=2e-3, weight_decay=0.05, ema=0.995, distinct_epochs=None, threads=threads
-    )
+    training = TrainingConfig(batch_size=64, lr=2e-3, weight_decay=0.05, ema=0.995, distinct_epochs=None)
     record = [task.fingerprint, arch.fingerprint, training.model_dump(), setting.teacher_epochs, torch.__version__]
     path = folder / "benchmarks" / f"{content_hash(record)[:16]}.safetensors"
     train(

@@ -145,9 +145,7 @@ def compare(host: Host, task: Any, teacher: Any, name: str, epochs: int, seed: i
     )  # fmt: skip
     skip = len(ours) // 10  # first steps allocate memory
     ratios = [a / b for a, b in zip(ours[skip:], theirs[skip:], strict=True)]
-    equal = all(
-        torch.equal(a, b) for a, b in zip(student.state_dict().values(), twin.state_dict().values(), strict=True)
-    )
+    pairs = zip(student.state_dict().values(), twin.state_dict().values(), strict=True)
     return {
         "hand_ms": 1e3 * statistics.median(theirs[skip:]),
         "engine_ms": 1e3 * statistics.median(ours[skip:]),
