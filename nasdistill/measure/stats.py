@@ -44,6 +44,13 @@ class Interval:
         """Half width as a share of the value; infinite for a value of 0."""
         return self.half_width / abs(self.value) if self.value else math.inf
 
+    def widened(self, share: float) -> Interval:
+        """Return the interval with an independent relative error of `share` added in quadrature (on a log scale)."""
+        up, down = math.log(self.high / self.value), math.log(self.value / self.low)
+        return Interval(
+            self.value, self.value * math.exp(-math.hypot(down, share)), self.value * math.exp(math.hypot(up, share))
+        )
+
     def scaled(self, factor: float) -> Interval:
         """Return the interval times a positive factor."""
         return Interval(self.value * factor, self.low * factor, self.high * factor)
@@ -159,7 +166,12 @@ def median_interval(
     # A bootstrap from few blocks is too narrow for the same reason that a normal interval is with few samples: the
     # spread itself is badly known. The remedy is the same too, Student's t with (free blocks - 1) degrees of freedom.
     widen = _student_over_normal(confidence, max(3.0, n / length - 1))
-    return Interval(middle, middle - (middle - min(low, middle)) * widen, middle + (max(high, middle) - middle) * widen)
+    # The interval of a median stays inside the data (and so positive for positive data).
+    return Interval(
+        middle,
+        max(float(series.min()), middle - (middle - min(low, middle)) * widen),
+        min(float(series.max()), middle + (max(high, middle) - middle) * widen),
+    )
 
 
 def _student_over_normal(confidence: float, freedom: float) -> float:

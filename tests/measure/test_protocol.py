@@ -92,6 +92,25 @@ def test_value_is_ratio_times_reference():
     assert same_rounds.value_ms == pytest.approx(3.0)
 
 
+def test_the_interval_says_how_far_pairing_is_trusted():
+    """Without noise the rest is what pairing may miss: 3 % at rest, more when the references are slowed."""
+    clock = FakeClock()
+
+    def once(reference_ms: float, confidence: float = 0.95):
+        budget = Budget(confidence=confidence)
+        reference = FakePrepared(clock, MS)
+        return measure_latency(
+            FakePrepared(clock, MS), [reference], budget, 0, reference_ms=(reference_ms,), clock=clock
+        )
+
+    rest, slowed = once(1.0), once(0.5)
+    assert rest.high_ms / rest.value_ms == pytest.approx(np.exp(0.03), rel=1e-3)
+    assert rest.value_ms / rest.low_ms == pytest.approx(np.exp(0.03), rel=1e-3)
+    assert slowed.high_ms / slowed.value_ms == pytest.approx(np.exp(np.hypot(0.03, 0.4 * np.log(2))), rel=1e-3)
+    assert once(1.0, 0.8).high_ms < rest.high_ms
+    assert rest.quality == slowed.quality == "ok"
+
+
 def test_stops_when_certain():
     clock = FakeClock()
     found = measure_latency(FakePrepared(clock, MS), [FakePrepared(clock, MS)], Budget(), 0, clock=clock)

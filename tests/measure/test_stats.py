@@ -54,6 +54,12 @@ def test_the_median_is_the_value_and_the_seed_fixes_the_interval():
         median_interval([])
 
 
+def test_errors_add_in_quadrature():
+    found = median_interval([1.0]).widened(0.3).widened(0.4).scaled(2.0)
+    assert (found.value, found.high) == (2.0, pytest.approx(2 * math.exp(0.5)))
+    assert found.low == pytest.approx(2 * math.exp(-0.5))
+
+
 def test_a_higher_confidence_is_wider():
     values = np.random.default_rng(1).normal(10, 1, 60)
     assert median_interval(values, confidence=0.99).half_width > median_interval(values, confidence=0.8).half_width
