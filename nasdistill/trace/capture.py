@@ -161,13 +161,17 @@ class Capture:
         taps: site -> where it is.
         wants_logits: the forward's output is asked for too.
         fuse: modules with a fused attention branch are sent through it meanwhile.
+        encoders: paths of the ``nn.TransformerEncoder`` modules, kept from their nested-tensor path meanwhile.
     """
 
-    def __init__(self, model: nn.Module, taps: dict[Site, Tap], wants_logits: bool, fuse: bool) -> None:
+    def __init__(
+        self, model: nn.Module, taps: dict[Site, Tap], wants_logits: bool, fuse: bool, encoders: tuple[str, ...] = ()
+    ) -> None:
         self._model = model
         self._taps = taps
         self._wants_logits = wants_logits
         self._fuse = fuse
+        self._encoders = encoders
         self._undo: list[ExitStack] = []
 
     def __enter__(self) -> Recorder:
@@ -176,7 +180,7 @@ class Capture:
             if self._taps:
                 if self._fuse and any(tap.end == "call" and not tap.core for tap in self._taps.values()):
                     stack.enter_context(fused_branches(self._model))
-                hooks = _Hooks(self._model, recorder, self._taps)
+                hooks = _Hooks(self._model, recorder, self._taps, self._encoders)
                 stack.callback(hooks.close)
                 hooks.open()
             self._undo.append(stack.pop_all())
@@ -193,10 +197,11 @@ class _Hooks:
     checkpoint that recomputes a block during backward) is not taken for another forward.
     """
 
-    def __init__(self, model: nn.Module, recorder: Recorder, taps: dict[Site, Tap]) -> None:
+    def __init__(self, model: nn.Module, recorder: Recorder, taps: dict[Site, Tap], encoders: tuple[str, ...]) -> None:
         self._model = model
         self._recorder = recorder
         self._taps = taps
+        self._encoders = encoders
         self._handles: list[Any] = []
         self._modes: list[TorchFunctionMode] = []
         self._ordinals: Counter[str] = Counter()
@@ -207,21 +212,15 @@ class _Hooks:
 
     def open(self) -> None:
         """Set all hooks."""
-        modules = dict(self._model.named_modules())
         by_path: dict[str, list[Site]] = {}
         for site, tap in self._taps.items():
             by_path.setdefault(tap.path, []).append(site)
-        missing = sorted(by_path.keys() - modules.keys())
-        if missing:
-            raise NasdistillError(
-                f"the model has no module {missing[0]!r}, which the plan names", hint="Make a new SitePlan for it."
-            )
+        modules = {path: self._find(path) for path in (*by_path, *self._encoders)}
         self._pre(self._model, self._begin)
         for path, sites in by_path.items():
-            self._module(path, modules, sites)
-        for module in modules.values():
-            if isinstance(module, nn.TransformerEncoder):
-                self._quiet(module)
+            self._module(path, modules[path], sites)
+        for path in self._encoders:
+            self._quiet(modules[path])
         self._post(self._model, self._end)
 
     def close(self) -> None:
@@ -230,6 +229,14 @@ class _Hooks:
             handle.remove()
         while self._modes:
             self._pop(self._modes[-1])
+
+    def _find(self, path: str) -> nn.Module:
+        try:
+            return self._model.get_submodule(path)
+        except AttributeError:
+            raise NasdistillError(
+                f"the model has no module {path!r}, which the plan names", hint="Make a new SitePlan for it."
+            ) from None
 
     def _pre(self, module: nn.Module, hook: Callable[..., None]) -> None:
         self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
@@ -270,12 +277,11 @@ class _Hooks:
         self._pre(module, enter)
         self._post(module, leave)
 
-    def _module(self, path: str, modules: dict[str, nn.Module], sites: list[Site]) -> None:
+    def _module(self, path: str, module: nn.Module, sites: list[Site]) -> None:
         """Hook one module for all its sites."""
         taps = {site: self._taps[site] for site in sites}
         watched = any(tap.end == "call" and not tap.core for tap in taps.values())
         core = any(tap.core for tap in taps.values())
-        trained = _trained_around(path, modules)
         running: list[int] = []  # numbers of this module's calls that have not returned
 
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -288,7 +294,8 @@ class _Hooks:
                 self._watched.append(_Watched((path, ordinal)))
                 if len(self._watched) == 1:
                     self._push(self._watch)
-            self._refuse_reentrant(path, trained)
+            if self._grad_outside and not torch.is_grad_enabled():
+                self._refuse_reentrant(path)
             for site, tap in taps.items():
                 tensor = first_float(args, kwargs) if tap.end == "input" and tap.ordinal == ordinal else None
                 if tensor is not None:
@@ -312,16 +319,21 @@ class _Hooks:
                 call = AttentionCall.from_core(*core_arguments(args, kwargs), tensor)
                 self._recorder.take_call((path, ordinal), 0, call)
 
-        self._pre(modules[path], enter)
-        self._post(modules[path], leave)
+        self._pre(module, enter)
+        self._post(module, leave)
 
     def _attention(self, call: AttentionCall) -> None:
         watched = self._watched[-1]
         self._recorder.take_call(watched.key, watched.calls, call)
         watched.calls += 1
 
-    def _refuse_reentrant(self, path: str, trained: bool) -> None:
-        if trained and self._grad_outside and not torch.is_grad_enabled():
+    def _refuse_reentrant(self, path: str) -> None:
+        """Raise when the nearest module at or above `path` that has parameters is trained, though gradients are off."""
+        parameters = list(self._find(path).parameters())
+        while not parameters and path:
+            path = path.rpartition(".")[0]
+            parameters = list(self._find(path).parameters())
+        if any(parameter.requires_grad for parameter in parameters):
             raise NasdistillError(
                 f"module {path!r} is trained but runs without gradients inside a forward with them: reentrant gradient "
                 "checkpointing. Captured tensors would carry no gradient, and the loss would train nothing",
@@ -335,12 +347,3 @@ class _Watched:
 
     key: Key
     calls: int = 0
-
-
-def _trained_around(path: str, modules: dict[str, nn.Module]) -> bool:
-    """Return whether the nearest module at or above `path` that has parameters has trainable ones."""
-    while True:
-        parameters = list(modules[path].parameters())
-        if parameters or not path:
-            return any(parameter.requires_grad for parameter in parameters)
-        path = path.rpartition(".")[0]

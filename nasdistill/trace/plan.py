@@ -43,6 +43,7 @@ class SitePlan:
         self._model = weakref.ref(model)
         self.label = label
         self._fuse = True
+        self._encoders = tuple(n for n, m in model.named_modules() if isinstance(m, nn.TransformerEncoder))
 
         def same(model: nn.Module) -> Any:
             torch.manual_seed(0)  # the runs are compared, and `run` may draw its input
@@ -82,7 +83,7 @@ class SitePlan:
         target = model if model is not None else self._model()
         if target is None:
             raise NasdistillError(f"the {self.label} of this plan is gone", hint="Pass model= to capture().")
-        return Capture(target, wanted, wants_logits, self._fuse)
+        return Capture(target, wanted, wants_logits, self._fuse, self._encoders)
 
     def resolve(self, site: Site | str) -> Site:
         """Return a site with a non-negative layer. Raises MismatchError for one that the model lacks."""
@@ -94,7 +95,7 @@ class SitePlan:
 
     def _prove(self, model: nn.Module, run: Callable[[nn.Module], Any], found: Survey) -> ModelGeometry:
         """Capture every site once, keep those that work, and read the shapes off them."""
-        with Capture(model, found.taps, False, self._fuse) as recorder:
+        with Capture(model, found.taps, False, self._fuse, self._encoders) as recorder:
             output = first_tensor(run(model))
         overwritten = recorder.overwritten()
         shapes: dict[Site, SiteShape] = {}
