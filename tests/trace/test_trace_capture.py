@@ -23,6 +23,7 @@ from nasdistill.interfaces import (
     AttentionMask,
     AttentionResult,
     Batch,
+    ModuleAttention,
     Site,
     TokenLayout,
 )
@@ -777,3 +778,42 @@ def test_an_error_that_the_model_handles_itself():
     with plan.capture(["q.1", "hidden.1"]) as recorder:
         output = model(TOKENS)
     assert torch.equal(recorder.trace()["hidden.1"], output)
+
+
+def test_module_level_attention_without_queries_and_keys():
+    """A mixer that owns its projections (a state-space layer, say) has blocks and outputs, but no q, k, v."""
+
+    class Mixer(ModuleAttention):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.outer = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        @classmethod
+        def from_softmax(cls, view, options=None, *, host=None):
+            return cls()
+
+        def forward(self, x, ctx, source=None):
+            return AttentionResult(self.outer(self.inner(x).cumsum(1)))
+
+        @classmethod
+        def cost(cls, geometry, n, m, options=None):
+            return Cost(0, 0)
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mixer, self.mlp = Mixer(), nn.Linear(8, 8)
+
+        def forward(self, x):
+            x = x + self.mixer(x, AttentionContext()).out
+            return x + self.mlp(x)
+
+    model, x = nn.Sequential(Block(), Block()), torch.randn(2, 5, 8)
+    plan = SitePlan(model, lambda m: m(x))
+    assert plan.geometry.layers == 2
+    assert Site("q", 0) not in plan.geometry
+    with plan.capture(["hidden.0", "attn_out.0", "ffn_out.0"]) as recorder:
+        model(x)
+    trace = recorder.trace()
+    assert torch.equal(trace["attn_out.0"], model[0].mixer(x, AttentionContext()).out)
+    torch.testing.assert_close(x + trace["attn_out.0"] + trace["ffn_out.0"], trace["hidden.0"])
