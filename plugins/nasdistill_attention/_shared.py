@@ -114,8 +114,11 @@ def causal_product(q: Tensor, k: Tensor, v: Tensor, chunk: int, state: Tensor | 
         state: ``(B, H, D, Dv)`` of the tokens before the first; None = 0.
     """
     _, heads, n, _ = static_shape(q)
+    # Multiplying by a mask: `tril` on many small matrices takes longer than the products themselves.
+    size = min(n, chunk)
+    past = torch.ones(size, size, dtype=q.dtype, device=q.device).tril()
     if n <= chunk:
-        out = (q @ k.transpose(-1, -2)).tril() @ v
+        out = (q @ k.transpose(-1, -2) * past) @ v
         return out if state is None else out + q @ state
     chunks = -(-n // chunk)
     padding = (0, 0, 0, chunks * chunk - n)
@@ -127,7 +130,7 @@ def causal_product(q: Tensor, k: Tensor, v: Tensor, chunk: int, state: Tensor | 
     before = F.pad(totals[:, :, :-1], (0, 0, 0, 0, 1, 0))
     if state is not None:
         before = before + state.unsqueeze(2)
-    out = (q @ k.transpose(-1, -2)).tril() @ v + q @ before
+    out = (q @ k.transpose(-1, -2) * past) @ v + q @ before
     return out.reshape(-1, heads, chunks * chunk, static_shape(v)[-1])[:, :, :n]
 
 
