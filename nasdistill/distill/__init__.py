@@ -13,6 +13,9 @@ from nasdistill.distill.cache import TeacherCache
 from nasdistill.distill.engine import EpochReport, TrainingResult, train
 from nasdistill.distill.evaluation import evaluate
 from nasdistill.distill.objective import Objective
+from nasdistill.distill.recipes import StageRunner
 from nasdistill.distill.teaching import fill_cache
 
-__all__ = ["EpochReport", "Objective", "TeacherCache", "TrainingResult", "evaluate", "fill_cache", "train"]
+__all__ = [
+    "EpochReport", "Objective", "StageRunner", "TeacherCache", "TrainingResult", "evaluate", "fill_cache", "train",
+]  # fmt: skip

@@ -111,6 +111,7 @@ def train(
     should_stop: Callable[[], bool] | None = None,
     checkpoint: Path | None = None,
     evaluate_every: int | None = None,
+    objective_state: Mapping[str, Tensor] | None = None,
     student_label: str = "student",
 ) -> TrainingResult:
     """Train a student in place and evaluate it.
@@ -139,6 +140,8 @@ def train(
         checkpoint: a file that is rewritten after every epoch; when it holds an unfinished training with the same
             arguments, that one is continued, with a finished one nothing is trained again.
         evaluate_every: also evaluate after every so many epochs; the last one is evaluated in any case.
+        objective_state: trained parts of an earlier training's losses (``result.objective.state_dict()``) to start
+            from, where name and shape agree.
         student_label: how messages name the student.
 
     Raises:
@@ -161,6 +164,10 @@ def train(
             cache=cache, data_seed=data_seed, seed=seed, host=host, layer_map=layer_map, label=student_label,
         )  # fmt: skip
         stack.callback(run.optimizer.zero_grad)
+        if objective_state is not None:
+            here = run.objective.state_dict()
+            fitting = {k: v for k, v in objective_state.items() if k in here and here[k].shape == v.shape}
+            run.objective.load_state_dict({**here, **fitting})
         per_epoch = math.ceil(math.ceil(task.size("train") / training.batch_size) / training.accumulate)
         total = epochs * per_epoch if steps is None else min(steps, epochs * per_epoch)
         plan = {
