@@ -25,8 +25,10 @@ import contextlib
 import hashlib
 import io
 import math
+import os
 import shutil
 import tempfile
+import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -48,6 +50,7 @@ FORMAT_VERSION = 1
 _PARTS = ("tensor", "mask", "bias", "valid")
 _MEGABYTE = 2**20
 _OVERHEAD = 4096  # manifest and headers of an entry
+_IN_USE = 3600.0  # seconds after its last use in which nobody removes a key
 
 
 class TeacherCache:
@@ -58,7 +61,8 @@ class TeacherCache:
 
     Args:
         folder: where; made when missing.
-        max_gb: no new entry is begun when the folder would grow beyond this; None = no limit of our own.
+        max_gb: largest size of the folder; entries of other teachers or data that were not used for an hour make room,
+            the longest unused first. Where that is not enough, nothing new is written. None = no limit.
         min_free_gb: no new entry is begun when the disk would be left with less than this.
         memory_mb: entries kept in memory, most recently used first; larger ones are mapped from their files.
 
@@ -68,7 +72,7 @@ class TeacherCache:
     """
 
     def __init__(
-        self, folder: Path, *, max_gb: float | None = None, min_free_gb: float = 1.0, memory_mb: float = 256
+        self, folder: Path, *, max_gb: float | None = 10.0, min_free_gb: float = 1.0, memory_mb: float = 256
     ) -> None:
         self.folder = Path(folder)
         self.hits = self.misses = self.rebuilt = 0
@@ -92,6 +96,8 @@ class TeacherCache:
             sites: what will be asked for.
         """
         folder = self.folder / content_hash(dict(key))[:32]
+        with contextlib.suppress(OSError):
+            os.utime(folder)  # the time of last use
         opened = EpochCache(self, key, folder / f"{epoch:05d}", rows, sites)
         try:
             yield opened
@@ -105,7 +111,7 @@ class TeacherCache:
         total = 0
         for path in self.folder.rglob("*") if self.folder.is_dir() else ():
             with contextlib.suppress(OSError):
-                total += path.stat().st_size
+                total += path.stat().st_size if path.is_file() else 0
         return total
 
     def clear(self) -> None:
@@ -116,8 +122,8 @@ class TeacherCache:
 
     # ---- for EpochCache -----------------------------------------------------------------------------------------
 
-    def room_for(self, size: int) -> bool:
-        """Return whether an entry of `size` bytes may be written; says once why not."""
+    def room_for(self, size: int, key: Path) -> bool:
+        """Return whether an entry of `size` bytes may be written under `key`; says once why not."""
         if not self._writable:
             return False
         try:
@@ -130,13 +136,24 @@ class TeacherCache:
             self.warn(f"would leave {max(0, free - size) / 2**30:.2f} GB on the disk; free some or name another folder")
             return False
         if self._max_bytes is not None:
-            if self._size is None:
-                self._size = self.size()
+            if self._size is None or self._size + size > self._max_bytes:  # others may have written or removed since
+                self._size = self._make_room(self._max_bytes - size, key)
             if self._size + size > self._max_bytes:
                 self.warn(f"has reached its limit of {self._max_bytes / 2**30:.2f} GB")
                 return False
             self._size += size
         return True
+
+    def _make_room(self, limit: int, key: Path) -> int:
+        """Remove keys that are out of use until at most `limit` bytes are left, never `key`; return what is left."""
+        total = self.size()
+        keys = [path for path in self.folder.iterdir() if path.is_dir() and path != key]
+        for path in sorted(keys, key=_last_use):
+            if total <= limit or time.time() - _last_use(path) < _IN_USE:
+                break
+            _remove(path)
+            total = self.size()
+        return total
 
     def warn(self, why: str) -> None:
         """Warn once a reason; training goes on with the teacher itself."""
@@ -285,7 +302,7 @@ class EpochCache:
             wanted |= {site} if any(site in part.signals for _, part in _walk(trace)) else pair
         for site in sorted(wanted):
             needed = _bytes_per_row(trace, site, batch.size) * self._rows + _OVERHEAD
-            if (self._folder / str(site)).exists() or not self._cache.room_for(needed):
+            if (self._folder / str(site)).exists() or not self._cache.room_for(needed, self._folder.parent):
                 continue
             if not (self._folder.parent / "key.json").exists():
                 write_json(self._folder.parent / "key.json", self._key)
@@ -550,6 +567,13 @@ def _numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
     except TypeError:
         same_width = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[plain.element_size()]
         return plain.view(same_width).numpy()
+
+
+def _last_use(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _remove(path: Path) -> None:

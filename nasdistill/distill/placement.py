@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import GradientAccumulationPlugin
 
 from nasdistill.errors import UsageError
 from nasdistill.interfaces.batch import Batch
@@ -34,6 +35,7 @@ def placed(device: str, precision: Precision) -> Iterator[Accelerator]:
     """
     singletons = (PartialState, AcceleratorState, GradientState)
     saved = [dict(singleton._shared_state) for singleton in singletons]
+    deterministic = torch.backends.cudnn.deterministic
     launched = saved[0].get("num_processes", 1) > 1
     for singleton in singletons:
         if not (launched and singleton is PartialState):
@@ -42,14 +44,18 @@ def placed(device: str, precision: Precision) -> Iterator[Accelerator]:
         accelerator = Accelerator(
             cpu=device == "cpu",
             mixed_precision=precision,
+            # The engine accumulates by itself; without this an environment variable of the launcher would, too.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             # A loss term may leave some of its parts out of a step (a router, a weight that is 0 for now).
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         if device not in ("auto", accelerator.device.type):
             raise UsageError(f"device {device!r} is not available; this machine offers {accelerator.device.type!r}")
         launched = accelerator.num_processes > 1
+        torch.backends.cudnn.deterministic = True
         yield accelerator
     finally:
+        torch.backends.cudnn.deterministic = deterministic
         for singleton, state in zip(singletons, saved, strict=True):
             if launched and singleton is PartialState:
                 continue

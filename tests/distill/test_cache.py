@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import warnings
 from concurrent.futures import ProcessPoolExecutor
@@ -209,6 +210,26 @@ def test_a_size_limit_is_kept(tmp_path):
     assert cache.size() > 0
     cache.clear()
     assert cache.size() == 0
+
+
+def test_what_is_out_of_use_makes_room(tmp_path):
+    limit = 20_000 / 2**30
+    run(TeacherCache(tmp_path), objective=KD, epochs=3, data_seed=7)
+    (old,) = tmp_path.iterdir()
+    with pytest.warns(UserWarning, match="reached its limit"):  # it was used just now
+        run(TeacherCache(tmp_path, max_gb=limit), objective=KD, epochs=3)
+    assert old.exists()
+    os.utime(old, (0, 0))
+    cache = TeacherCache(tmp_path, max_gb=limit)
+    run(cache, objective=KD, epochs=3)
+    assert not old.exists()
+    assert len(entries(cache)) == 3
+    assert cache.size() <= 20_000
+    (key,) = tmp_path.iterdir()
+    os.utime(key, (0, 0))
+    run(cache, objective=KD, epochs=3)
+    assert cache.hits == 3 * BATCHES
+    assert key.stat().st_mtime > 1e9  # every use is noted
 
 
 def test_recent_epochs_stay_in_memory_within_the_bound(tmp_path):

@@ -324,6 +324,15 @@ def test_accelerate_state_of_the_caller_survives():
             kind._shared_state.clear()
 
 
+def test_the_launchers_accumulation_is_not_added_to_ours(monkeypatch):
+    plain, student = made(Perceptron), made(Perceptron)
+    config = {"optimizer": "sgd", "lr": 0.1, "grad_clip": None}
+    run(plain, epochs=1, config=config)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    run(student, epochs=1, config=config)
+    assert same(state(plain), state(student))
+
+
 def test_mixed_precision():
     student = made(Attentive)
     dtypes = set()
