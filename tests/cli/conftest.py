@@ -23,6 +23,12 @@ def clean_environment(tmp_path: Path, site: Path | None, extra: dict[str, str] |
     return variables | (extra or {})
 
 
+@pytest.fixture(autouse=True)
+def _no_switches(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NASDISTILL_PLUGINS", "NASDISTILL_DISABLE_PLUGINS", "NASDISTILL_STRICT_PLUGINS"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def cli(tmp_path: Path) -> Run:
     """Run ``python -m nasdistill ...`` in `tmp_path`; `site` is a folder of plugins, `env` adds variables."""
