@@ -91,11 +91,10 @@ def _space_options(config: RunConfig, space: str, host: Host) -> dict[str, Any]:
 def ratio_rows(result: dict[str, Any], errors: dict[str, float] | None = None) -> list[tuple[float, float]]:
     """Return (test error, latency ratio to the teacher on the first target) per student."""
     target = next(iter(result["teacher"]["latency_ms"]))
-    reference = result["teacher"]["latency_ms"][target]["value"]
     return [
         (
             1 - student["test_score"] if errors is None else errors[student["id"]],
-            student["latency_ms"][target]["value"] / reference,
+            student["latency_ratio"][target]["value"],
         )
         for student in result["front"]
     ]

@@ -34,6 +34,7 @@ def build_result(run: RunDirectory) -> dict[str, Any]:
     final = run.read("final.json") or {}
     outcomes = list(run.outcomes())
     candidates = [candidate_from_json(value) for value in outcomes if "repeats" not in value]
+    latencies = _latencies(teacher.get("targets", {}))
     return {
         "run": str(run.path),
         "state": status["state"],
@@ -41,12 +42,14 @@ def build_result(run: RunDirectory) -> dict[str, Any]:
             "name": config.get("teacher", {}).get("name"),
             "score": teacher.get("score"),
             "test_score": final.get("teacher_test_score"),
-            "latency_ms": _latencies(teacher.get("targets", {})),
+            "latency_ms": latencies,
             "params": teacher.get("params"),
             "macs": teacher.get("macs"),
         },
         "metric": teacher.get("metric"),
-        "front": [_student(c, final) for c in front_of(candidates, _primary(config, candidates), _higher(teacher))],
+        "front": [
+            _student(c, final, latencies) for c in front_of(candidates, _primary(config, candidates), _higher(teacher))
+        ],
         "trials": {
             "complete": sum(c.state == "complete" for c in candidates),
             "pruned": sum(c.state == "pruned" for c in candidates),
@@ -94,7 +97,20 @@ def _latencies(targets: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     return {name: TargetReport.from_json(value).latency.brief() for name, value in targets.items()}
 
 
-def _student(candidate: Candidate, final: Mapping[str, Any]) -> dict[str, Any]:
+def _ratio(name: str, report: TargetReport, teacher: Mapping[str, Mapping[str, float]]) -> dict[str, float] | None:
+    """Return the latency relative to the teacher: paired in the same rounds where that was measured, else divided."""
+    paired = report.info.get("ratio")
+    if paired is not None:
+        return {key: paired[key] for key in ("value", "low", "high")}
+    if name not in teacher:
+        return None
+    own, reference = report.latency.brief(), teacher[name]["value"]
+    return {key: own[key] / reference for key in ("value", "low", "high")}
+
+
+def _student(
+    candidate: Candidate, final: Mapping[str, Any], teacher: Mapping[str, Mapping[str, float]]
+) -> dict[str, Any]:
     assert candidate.architecture is not None
     assert candidate.cost is not None
     return {
@@ -102,6 +118,7 @@ def _student(candidate: Candidate, final: Mapping[str, Any]) -> dict[str, Any]:
         "score": candidate.score,
         "test_score": final.get("students", {}).get(str(candidate.number)),
         "latency_ms": {name: report.latency.brief() for name, report in candidate.targets.items()},
+        "latency_ratio": {name: _ratio(name, report, teacher) for name, report in candidate.targets.items()},
         "params": candidate.cost.params,
         "macs": candidate.cost.macs,
         "architecture": candidate.architecture.to_json(),

@@ -124,7 +124,11 @@ def _search(run: RunDirectory, parts: Parts, listener: Listener) -> dict[str, An
     budget = latency_budget(config, config.latency.max_pairs)
     meters = {
         name: Meter(
-            target, run.path / "artefacts" / name.replace(":", "_"), budget, derive_seed(config.search.seed, name)
+            target,
+            run.path / "artefacts" / name.replace(":", "_"),
+            budget,
+            derive_seed(config.search.seed, name),
+            keep_artefacts=False,
         )
         for name, target in parts.components.targets.items()
     }
@@ -143,6 +147,8 @@ def _search(run: RunDirectory, parts: Parts, listener: Listener) -> dict[str, An
     run.write("status.json", {"state": "running"})
     run.event("started")
     try:
+        # Milliseconds are comparable within one calibration: whoever goes on with this run needs it.
+        run.write("calibration.json", {name: meter.calibration for name, meter in meters.items()})
         session.measure_teacher()
         _record_teacher(run, session)
         listener(make_plan(parts, session))
@@ -183,8 +189,12 @@ def finish(run: RunDirectory, session: Session, listener: Listener) -> None:
     front = session.front()
     if front:
         pairs = config.latency.final_pairs
-        seconds = config.latency.max_seconds * (len(front) + 1)
-        budget = Budget(seconds, min(config.latency.min_pairs, pairs), pairs, config.latency.relative_width / 2)
+        budget = Budget(
+            max_seconds=config.latency.max_seconds,
+            min_pairs=min(config.latency.min_pairs, pairs),
+            max_pairs=pairs,
+            relative_width=config.latency.relative_width / 2,
+        )
         session.measure(front, budget=budget, together=True)
         _record_teacher(run, session)
         # The better timing may reorder near neighbours: those now dominated leave the front.
@@ -349,12 +359,12 @@ def _cells(name: str, kind: str, item: dict[str, Any], teacher: dict[str, Any]) 
         return "-" if value is None else f"{100 * value:.2f}"
 
     cells = [name, kind, percent(item.get("score")), percent(item.get("test_score"))]
-    for target, reference in teacher["latency_ms"].items():
+    for target in teacher["latency_ms"]:
         value = item["latency_ms"].get(target)
         if value is None:
             cells.append("-")
             continue
-        ratio = value["value"] / reference["value"]
+        ratio = (item.get("latency_ratio", {}).get(target) or {"value": 1.0})["value"]
         cells.append(f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}] {ratio:.3f}x")
     params, macs = item.get("params"), item.get("macs")
     cells += ["-" if params is None else f"{params:,}", "-" if macs is None else f"{macs:,}"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
@@ -22,6 +22,7 @@ from nasdistill.seeds import derive_seed
 from nasdistill.spec.architecture import Architecture
 
 STUDY_NAME = "search"
+Direction = Literal["minimize", "maximize"]
 
 
 def open_storage(url: str) -> optuna.storages.RDBStorage:
@@ -63,7 +64,7 @@ class Proposals:
         sampler: SamplerFactory,
         *,
         metric_names: Sequence[str],
-        directions: Sequence[str],
+        directions: Sequence[Direction],
         seed: int,
         trials: int,
     ) -> None:
@@ -71,7 +72,7 @@ class Proposals:
         self._sampler = sampler
         self._seed = seed
         self._trials = trials
-        self._directions = list(directions)
+        self._directions: list[Direction] = list(directions)
         self._handles: dict[int, optuna.Trial] = {}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with warnings.catch_warnings():
