@@ -89,13 +89,16 @@ class Meter:
 
     @property
     def calibration(self) -> dict[str, float]:
-        """Reference name -> calibrated milliseconds (calibrated now when it was not before).
+        """Reference name -> calibrated milliseconds (calibrated now when it was not before); empty for a simulator.
 
         Raises:
             TargetUnavailableError: as :meth:`references`.
         """
         if self._calibration is None:
             references = self.references()
+            if all(reference.clock == "simulated" for reference in references.values()):
+                self._calibration = {}  # a simulator's numbers need no scale
+                return self._calibration
             times = calibrate(list(references.values()), self.budget, self.seed, clock=self._clock)
             self._calibration = dict(zip(references, times, strict=True))
         return self._calibration
