@@ -279,6 +279,14 @@ def test_teachers_of_another_family_give_nothing(space):
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("depth", "teacher", "blocks"),
+    [(1, 6, (0,)), (2, 6, (0, 5)), (3, 6, (0, 3, 5)), (6, 6, (0, 1, 2, 3, 4, 5)), (3, 1, (0, 0, 0)), (1, 1, (0,))],
+)
+def test_blocks_come_from_both_ends_and_between(depth, teacher, blocks):
+    assert source_blocks(depth, teacher) == blocks
+
+
 def test_layer_wise_losses_pair_the_last_with_the_last(space):
     teacher = ModelGeometry({}, layers=6)
     assert space.layer_map(points(space, depth=1), teacher) == {0: 5}

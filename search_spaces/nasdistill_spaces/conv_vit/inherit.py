@@ -32,8 +32,15 @@ from nasdistill_spaces.slicing import SliceCopier, row_norms, top
 
 
 def source_blocks(depth: int, teacher_depth: int) -> tuple[int, ...]:
-    """Return for each of `depth` student blocks the teacher block it starts from: evenly spread, beginning at 0."""
-    return tuple(index * teacher_depth // depth for index in range(depth))
+    """Return for each of `depth` student blocks the teacher block it starts from: the first, the last, evenly between.
+
+    A single block is the first. Tried on digits with a teacher of 6 blocks, mean accuracy after 6 to 8 epochs over 3
+    seeds: one block .982 from the first, .967 from the last, .941 from fresh weights; two blocks of full width .988 so,
+    .986 from the first two, .971 ending each even group; at half width the three ways that begin at 0 are as good.
+    """
+    if depth == 1:
+        return (0,)
+    return tuple((2 * index * (teacher_depth - 1) + depth - 1) // (2 * (depth - 1)) for index in range(depth))
 
 
 def is_family(model: nn.Module) -> bool:

@@ -11,7 +11,7 @@ layers: `width`, `stem_stride` (2 quarters the work), and `stages` (one or two a
 fewer layers). Images above 32 pixels are halved by stride-2 convolutions in the stem until they are at most 32.
 
 Shortcuts that change shape are 1x1 convolutions, as in the code of S0's authors; ``shortcut = "pad"`` gives the
-parameter-free ones of the ResNet paper. The latter cost more, not less, in onnxruntime (1.3 to 1.5 times the whole
+parameter-free ones of the ResNet paper. The latter cost more, not less, in onnxruntime (1.3 to 1.6 times the whole
 network's time, measured at 8x8): slicing and padding leave its blocked memory layout, a 1x1 convolution does not. That
 layout holds 8 or 16 channels per block, depending on the CPU, so widths should be multiples of 16, at least of 8.
 
