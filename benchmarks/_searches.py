@@ -26,8 +26,12 @@ TIGHT = (0.06, 0.30)
 """A closer reference point, which separates good fronts better."""
 
 
-def one_search(config: RunConfig, *, label: str, folder: Path | None = None) -> dict[str, Any]:
+def one_search(
+    config: RunConfig, *, label: str, folder: Path | None = None, single_calls: bool = False
+) -> dict[str, Any]:
     """Run a search in a temporary folder and return its result, with CPU and wall seconds and the students' errors.
+
+    With `single_calls` the result also has the ratios of :func:`single_call_ratios`.
 
     CPU seconds count the process without opening the teacher (training it on first use is not the search's work).
     """
@@ -55,6 +59,8 @@ def one_search(config: RunConfig, *, label: str, folder: Path | None = None) -> 
             for outcome in RunDirectory.open(base / "run").outcomes()
             for rung in outcome["rungs"].values()
         )
+        if single_calls:
+            result["single_call_ratio"] = single_call_ratios(RunDirectory.open(base / "run"), config, host)
     finally:
         if folder is None:
             shutil.rmtree(base, ignore_errors=True)
@@ -81,6 +87,57 @@ def test_errors(run: RunDirectory, config: RunConfig, host: Host) -> dict[str, l
     return found
 
 
+def single_call_ratios(
+    run: RunDirectory, config: RunConfig, host: Host, *, passes: int = 3, pairs: int = 60
+) -> dict[str, float]:
+    """Return student id -> latency ratio as the rivals' table measured it.
+
+    One plain ``session.run`` of the teacher, one of the student, CPU time of each, the median ratio over all pairs.
+    Right after the large teacher a small network finds cold caches, so these ratios are higher than those of calls
+    repeated back to back.
+    """
+    import onnxruntime
+
+    from nasdistill.interfaces import PrepareRequest
+    from nasdistill.search.parts import create_components, open_parts
+
+    parts = open_parts(create_components(config, host), config, message=lambda text: None)
+    target = host.create(Kind.TARGET, "onnxruntime_cpu")
+    example = parts.task.example(1)
+    models = {"teacher": parts.teacher.model.cpu().eval()}
+    for folder in sorted((run.path / "students").iterdir()):
+        arch, io, weights, _ = read_student(folder)
+        model = host.create(Kind.SEARCH_SPACE, arch.space, _space_options(config, arch.space, host)).build(arch, io)
+        model.load_state_dict(weights)
+        models[folder.name] = model.eval()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    calls = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, model in models.items():
+            prepared = target.prepare(PrepareRequest(model, example, Path(folder), name))
+            session = onnxruntime.InferenceSession(str(prepared.artefact), options, ["CPUExecutionProvider"])
+            feed = {entry.name: x.numpy() for entry, x in zip(session.get_inputs(), example, strict=True)}
+            calls[name] = lambda session=session, feed=feed: session.run(None, feed)
+            prepared.close()
+
+        def cpu(name: str) -> int:
+            start = time.process_time_ns()
+            calls[name]()
+            return time.process_time_ns() - start
+
+        ratios: dict[str, list[float]] = {name: [] for name in calls if name != "teacher"}
+        for _ in range(10):
+            for name in calls:
+                cpu(name)
+        for _ in range(passes):
+            for name, values in ratios.items():
+                for _ in range(pairs):
+                    reference = cpu("teacher")
+                    values.append(cpu(name) / reference)
+    return {name: float(np.median(values)) for name, values in ratios.items()}
+
+
 def _space_options(config: RunConfig, space: str, host: Host) -> dict[str, Any]:
     for item in config.space:
         if host.canonical(Kind.SEARCH_SPACE, item.name) == space:
@@ -88,19 +145,27 @@ def _space_options(config: RunConfig, space: str, host: Host) -> dict[str, Any]:
     return {}
 
 
-def ratio_rows(result: dict[str, Any], errors: dict[str, float] | None = None) -> list[tuple[float, float]]:
+def ratio_rows(
+    result: dict[str, Any], errors: dict[str, float] | None = None, ratios: dict[str, float] | None = None
+) -> list[tuple[float, float]]:
     """Return (test error, latency ratio to the teacher on the first target) per student."""
     target = next(iter(result["teacher"]["latency_ms"]))
     return [
         (
             1 - student["test_score"] if errors is None else errors[student["id"]],
-            student["latency_ratio"][target]["value"],
+            student["latency_ratio"][target]["value"] if ratios is None else ratios[student["id"]],
         )
         for student in result["front"]
     ]
 
 
-def bootstrap_sd(result: dict[str, Any], reference: tuple[float, float], *, draws: int = 300) -> float:
+def bootstrap_sd(
+    result: dict[str, Any],
+    reference: tuple[float, float],
+    ratios: dict[str, float] | None = None,
+    *,
+    draws: int = 300,
+) -> float:
     """Return the standard deviation of the hypervolume when the test images are drawn again with replacement."""
     rng = np.random.default_rng(0)
     wrong = {name: np.array(values, dtype=float) for name, values in result["errors"].items()}
@@ -109,5 +174,5 @@ def bootstrap_sd(result: dict[str, Any], reference: tuple[float, float], *, draw
     for _ in range(draws):
         index = rng.integers(0, n, n)
         drawn = {name: float(value[index].mean()) for name, value in wrong.items()}
-        values.append(hypervolume(ratio_rows(result, drawn), reference))
+        values.append(hypervolume(ratio_rows(result, drawn, ratios), reference))
     return float(np.std(values))
