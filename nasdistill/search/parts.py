@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -74,38 +73,34 @@ class Parts:
         return self.components.spaces
 
 
-def split_teacher(host: Host, reference: str) -> tuple[str, str]:
-    """Split ``NAME:LOCATOR`` (or ``plugin:name:LOCATOR``) into a teacher component and its locator."""
-    head, _, rest = reference.partition(":")
-    second, _, last = rest.partition(":")
-    canonical = f"{head}:{second}"
-    if any(record.id == canonical for record in host.specs(Kind.TEACHER)):
-        return canonical, last
-    return head, rest
-
-
 def create_components(config: RunConfig, host: Host) -> Components:
     """Create everything a configuration names.
 
     Raises:
-        UsageError: an unknown name or a wrong option; the message names the key.
+        UsageError: an unknown name, a wrong option, or the same component twice under two names.
     """
-    teacher_name, locator = split_teacher(host, config.teacher.name)
+    teacher_name, locator = host.locate(Kind.TEACHER, config.teacher.name)
+    for kind, items in (
+        (Kind.SEARCH_SPACE, config.space),
+        (Kind.TARGET, config.target),
+        (Kind.PROXY, config.proxy),
+    ):
+        ids = [host.canonical(kind, item.name) for item in items]
+        twice = sorted({name for name in ids if ids.count(name) > 1})
+        if twice:
+            raise UsageError(f"the configuration names {', '.join(twice)} more than once")
     spaces: dict[str, SearchSpace] = {}
     for item in config.space:
         space = host.create(Kind.SEARCH_SPACE, item.name, item.options)
-        prefix = space.id.split(":", 1)[-1]
-        if prefix in spaces:
-            prefix = space.id.replace(":", "_")
-        spaces[prefix] = space
+        spaces[_short(space.id, spaces)] = space
     targets = {}
     for item in config.target:
         target = host.create(Kind.TARGET, item.name, item.options)
         targets[target.id] = target
-    proxies = {}
+    proxies: dict[str, tuple[Proxy, ProxyTags]] = {}
     for item in config.proxy:
         proxy = host.create(Kind.PROXY, item.name, item.options)
-        proxies[proxy.id.split(":", 1)[-1]] = (proxy, host.tags(Kind.PROXY, item.name))
+        proxies[_short(proxy.id, proxies)] = (proxy, host.tags(Kind.PROXY, item.name))
     for loss in config.objective.losses:
         host.create(Kind.LOSS, loss.name, loss.options)
     return Components(
@@ -120,6 +115,12 @@ def create_components(config: RunConfig, host: Host) -> Components:
         strategy=host.create(Kind.STRATEGY, config.search.strategy, config.search.strategy_options),
         sampler=host.create(Kind.SAMPLER, config.search.sampler, config.search.sampler_options),
     )
+
+
+def _short(identifier: str, taken: Container[str]) -> str:
+    """Return the bare name of a canonical id, or all of it where another plugin's component has that name."""
+    bare = identifier.split(":", 1)[-1]
+    return identifier.replace(":", "_") if bare in taken else bare
 
 
 def check_targets(components: Components) -> None:
@@ -141,10 +142,14 @@ def choose_device(wanted: str) -> str:
     """Return the torch device for training.
 
     Raises:
-        UsageError: it is not there.
+        UsageError: no such device, or it is not there.
     """
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.device(wanted)
+    except RuntimeError:
+        raise UsageError(f"{wanted!r} is no device", hint="Set training.device to 'auto', 'cpu' or 'cuda'.") from None
     if wanted.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"device {wanted!r} is not available here", hint="Set training.device to 'cpu' or 'auto'.")
     return wanted
@@ -186,10 +191,3 @@ def parameter_count(model: nn.Module) -> int:
 def space_summary(spaces: dict[str, SearchSpace]) -> list[dict[str, Any]]:
     """Return name and size of every space, for the plan."""
     return [{"space": name, "size": space.size(), "axes": len(space.axes())} for name, space in spaces.items()]
-
-
-def run_folder(out: Path | None) -> Path:
-    """Return the output folder: the one given, or the next free ``runs/digits``."""
-    from nasdistill.store import RunDirectory
-
-    return out if out is not None else RunDirectory.next_free(Path("runs") / "digits")

@@ -26,7 +26,7 @@ def build_result(run: RunDirectory) -> dict[str, Any]:
     """Return the result object of any run: finished, running or killed.
 
     Keys are stable: ``run``, ``state``, ``teacher``, ``front``, ``trials``, ``seconds``, ``proxies``. Latencies are in
-    milliseconds, scores in the task's metric.
+    milliseconds by target (the one that the search minimised first), scores in the task's metric.
     """
     config = run.read("config.json") or {}
     teacher = run.read("teacher.json") or {}
@@ -34,7 +34,8 @@ def build_result(run: RunDirectory) -> dict[str, Any]:
     final = run.read("final.json") or {}
     outcomes = list(run.outcomes())
     candidates = [candidate_from_json(value) for value in outcomes if "repeats" not in value]
-    latencies = _latencies(teacher.get("targets", {}))
+    primary = teacher.get("primary_target")
+    latencies = _latencies(teacher.get("targets", {}), primary)
     return {
         "run": str(run.path),
         "state": status["state"],
@@ -47,9 +48,7 @@ def build_result(run: RunDirectory) -> dict[str, Any]:
             "macs": teacher.get("macs"),
         },
         "metric": teacher.get("metric"),
-        "front": [
-            _student(c, final, latencies) for c in front_of(candidates, _primary(config, candidates), _higher(teacher))
-        ],
+        "front": [_student(c, final, latencies) for c in front_of(candidates, primary, _higher(teacher))],
         "trials": {
             "complete": sum(c.state == "complete" for c in candidates),
             "pruned": sum(c.state == "pruned" for c in candidates),
@@ -80,21 +79,10 @@ def _higher(teacher: Mapping[str, Any]) -> bool:
     return bool((teacher.get("metric") or {}).get("higher_is_better", True))
 
 
-def _primary(config: Mapping[str, Any], candidates: Sequence[Candidate]) -> str | None:
-    """Return the canonical id of the first target: reports are stored in the order of the configuration."""
-    for candidate in candidates:
-        if candidate.targets:
-            names = [target["name"] for target in config.get("target", [])]
-            for name in names[:1]:
-                for known in candidate.targets:
-                    if known == name or known.split(":", 1)[-1] == name:
-                        return known
-            return next(iter(candidate.targets))
-    return None
-
-
-def _latencies(targets: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    return {name: TargetReport.from_json(value).latency.brief() for name, value in targets.items()}
+def _latencies(targets: Mapping[str, Any], primary: str | None) -> dict[str, dict[str, float]]:
+    """Return the teacher's latencies, the primary target's first (files have sorted keys)."""
+    names = sorted(targets, key=lambda name: (name != primary, name))
+    return {name: TargetReport.from_json(targets[name]).latency.brief() for name in names}
 
 
 def _ratio(name: str, report: TargetReport, teacher: Mapping[str, Mapping[str, float]]) -> dict[str, float] | None:
@@ -113,12 +101,14 @@ def _student(
 ) -> dict[str, Any]:
     assert candidate.architecture is not None
     assert candidate.cost is not None
+    reports = candidate.targets
+    names = [name for name in teacher if name in reports]
     return {
         "id": student_id(candidate),
         "score": candidate.score,
         "test_score": final.get("students", {}).get(str(candidate.number)),
-        "latency_ms": {name: report.latency.brief() for name, report in candidate.targets.items()},
-        "latency_ratio": {name: _ratio(name, report, teacher) for name, report in candidate.targets.items()},
+        "latency_ms": {name: reports[name].latency.brief() for name in names},
+        "latency_ratio": {name: _ratio(name, reports[name], teacher) for name in names},
         "params": candidate.cost.params,
         "macs": candidate.cost.macs,
         "architecture": candidate.architecture.to_json(),
@@ -128,8 +118,9 @@ def _student(
 def proxy_quality(candidates: Sequence[Candidate], higher: bool) -> dict[str, dict[str, Any]]:
     """Return, per proxy, how well it ranked the students that were distilled later.
 
-    Students are compared after the same rung (the cheapest distillation that at least three went through), because
-    scores after different numbers of epochs are not comparable. `params` and `macs` are always among the proxies.
+    Students are compared after the same rung (the one that most went through), because scores after different numbers
+    of epochs are not comparable. `params` and `macs` are always among the proxies. Proxies that chose who is distilled
+    have their range cut by that, and correlate less than they would over the whole space.
     """
     sign = 1.0 if higher else -1.0
     by_rung: dict[str, list[tuple[Candidate, float]]] = {}

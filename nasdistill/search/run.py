@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from nasdistill.distill import evaluate, train
-from nasdistill.errors import NasdistillError
 from nasdistill.host import Host
 from nasdistill.interfaces import Candidate
 from nasdistill.measure import Meter, count_macs, environment
@@ -62,20 +63,20 @@ def run_search(
     check_targets(components)
     existed = out.exists()
     run = RunDirectory.create(out)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.training.threads)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(config.training.threads)
         try:
             parts = _set_up(run, components, config, listener, config_text)
+            session = _open_session(run, parts, listener, stack)
         except BaseException:
             # Nothing has been found out yet, so nothing is worth keeping: leave the folder as it was.
+            stack.close()
             shutil.rmtree(run.path, ignore_errors=True)
             if existed:
                 run.path.mkdir(exist_ok=True)
             raise
-        return _search(run, parts, listener)
-    finally:
-        torch.set_num_threads(threads)
+        return _search(run, session, listener)
 
 
 def _set_up(
@@ -118,8 +119,8 @@ def _set_up(
     return parts
 
 
-def _search(run: RunDirectory, parts: Parts, listener: Listener) -> dict[str, Any]:
-    """Run the strategy and finish the run, whatever ends it."""
+def _open_session(run: RunDirectory, parts: Parts, listener: Listener, stack: contextlib.ExitStack) -> Session:
+    """Open the meters (closed by `stack`) and the study, and measure the teacher: a target it fails on ends here."""
     config = parts.config
     budget = latency_budget(config, config.latency.max_pairs)
     meters = {
@@ -132,6 +133,8 @@ def _search(run: RunDirectory, parts: Parts, listener: Listener) -> dict[str, An
         )
         for name, target in parts.components.targets.items()
     }
+    for meter in meters.values():
+        stack.callback(meter.close)
     higher = parts.task.metric.higher_is_better
     primary = next(iter(meters))
     proposals = Proposals(
@@ -144,15 +147,20 @@ def _search(run: RunDirectory, parts: Parts, listener: Listener) -> dict[str, An
         trials=config.search.trials,
     )
     session = Session(run, parts, proposals, meters, listener)
+    # Milliseconds are comparable within one calibration: whoever goes on with this run needs it.
+    run.write("calibration.json", {name: meter.calibration for name, meter in meters.items()})
+    session.measure_teacher()
+    _record_teacher(run, session)
+    return session
+
+
+def _search(run: RunDirectory, session: Session, listener: Listener) -> dict[str, Any]:
+    """Run the strategy and finish the run, whatever ends it."""
     run.write("status.json", {"state": "running"})
     run.event("started")
     try:
-        # Milliseconds are comparable within one calibration: whoever goes on with this run needs it.
-        run.write("calibration.json", {name: meter.calibration for name, meter in meters.items()})
-        session.measure_teacher()
-        _record_teacher(run, session)
-        listener(make_plan(parts, session))
-        parts.components.strategy.run(session)
+        listener(make_plan(session.parts, session))
+        session.parts.components.strategy.run(session)
         finish(run, session, listener)
         run.write("status.json", {"state": "finished"})
         run.event("finished")
@@ -162,9 +170,6 @@ def _search(run: RunDirectory, parts: Parts, listener: Listener) -> dict[str, An
     except BaseException as error:
         run.write("status.json", {"state": "failed", "reason": f"{type(error).__name__}: {error}"})
         raise
-    finally:
-        for meter in meters.values():
-            meter.close()
     result = build_result(run)
     run.write("result.json", result)
     listener(Event("done", f"front of {len(result['front'])} students in {run.path}"))
@@ -186,18 +191,14 @@ def finish(run: RunDirectory, session: Session, listener: Listener) -> None:
     """Time the front head to head with the teacher, look at the test split once, and save the students."""
     parts = session.parts
     config = parts.config
-    front = session.front()
-    if front:
-        pairs = config.latency.final_pairs
-        budget = Budget(
-            max_seconds=config.latency.max_seconds,
-            min_pairs=min(config.latency.min_pairs, pairs),
-            max_pairs=pairs,
-            relative_width=config.latency.relative_width / 2,
-        )
+    budget = latency_budget(config, config.latency.final_pairs)
+    budget = replace(budget, relative_width=budget.relative_width / 2)
+    front, timed = session.front(), set[int]()
+    # The better timing reorders near neighbours: some leave the front, others join it and are timed with the rest.
+    while any(c.number not in timed for c in front):
+        timed |= {c.number for c in front}
         session.measure(front, budget=budget, together=True)
         _record_teacher(run, session)
-        # The better timing may reorder near neighbours: those now dominated leave the front.
         front = session.front()
     listener(Event("message", f"evaluating the teacher and {len(front)} students on the test split"))
     start = time.monotonic()
@@ -244,6 +245,7 @@ def save_front_member(run: RunDirectory, session: Session, candidate: Candidate,
 
 def _record_teacher(run: RunDirectory, session: Session) -> None:
     facts = run.read("teacher.json") or {}
+    facts["primary_target"] = session.primary_target
     facts["targets"] = {name: report.to_json() for name, report in session.teacher_reports.items()}
     run.write("teacher.json", facts)
 
@@ -283,27 +285,27 @@ def pilot(parts: Parts, session: Session) -> dict[str, float]:
     size = config.training.batch_size
     seed = config.search.seed
     for space in parts.spaces.values():
-        arch = space.sample(random.Random(derive_seed(seed, "pilot", space.id)))
-        with seeded(seed, "pilot"):
-            model = space.build(arch, task.io).eval()
-        batches = tuple(b for b, _ in zip(task.batches("train", batch_size=size), range(2), strict=False))
-        start = time.monotonic()
-        for name, (proxy, tags) in parts.components.proxies.items():
-            run_proxy(
-                proxy,
-                tags,
-                model=model,
-                teacher=parts.teacher.model if tags.needs_teacher else None,
-                batches=batches,
-                forward=task.forward,
-                loss=task.loss,
-                io=task.io,
-                cost=space.cost(arch, task.io),
-                seed=derive_seed(seed, "pilot", name),
-            )
-        found["proxies"].append(time.monotonic() - start)
-        start = time.monotonic()
         try:
+            arch = space.sample(random.Random(derive_seed(seed, "pilot", space.id)))
+            with seeded(seed, "pilot"):
+                model = space.build(arch, task.io).eval()
+            batches = tuple(b for b, _ in zip(task.batches("train", batch_size=size), range(2), strict=False))
+            start = time.monotonic()
+            for name, (proxy, tags) in parts.components.proxies.items():
+                run_proxy(
+                    proxy,
+                    tags,
+                    model=model,
+                    teacher=parts.teacher.model if tags.needs_teacher else None,
+                    batches=batches,
+                    forward=task.forward,
+                    loss=task.loss,
+                    io=task.io,
+                    cost=space.cost(arch, task.io),
+                    seed=derive_seed(seed, "pilot", name),
+                )
+            found["proxies"].append(time.monotonic() - start)
+            start = time.monotonic()
             for meter in session.meters.values():
                 meter.report(model, session.example(), name="pilot")
             found["latency"].append(time.monotonic() - start)
@@ -323,7 +325,7 @@ def pilot(parts: Parts, session: Session) -> dict[str, float]:
                 device=parts.device,
             )
             found["epoch"].append(time.monotonic() - start)
-        except NasdistillError:
+        except Exception:
             continue  # an estimate is not worth failing for; the trial itself will say what is wrong
     return {name: sum(values) / len(values) if values else 0.0 for name, values in found.items()}
 

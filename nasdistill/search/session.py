@@ -6,6 +6,7 @@ turns a failure into that trial's outcome. A rung that a record already has is n
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 import time
@@ -20,7 +21,7 @@ from torch import nn
 
 from nasdistill.distill import train
 from nasdistill.errors import NasdistillError, TrialFailure
-from nasdistill.interfaces import Candidate, Evaluation, SearchSpace
+from nasdistill.interfaces import Candidate, Evaluation, Prepared, SearchSpace
 from nasdistill.measure import Meter
 from nasdistill.measure.proxies import run_proxy
 from nasdistill.search.events import Event, Listener
@@ -177,7 +178,8 @@ class Session:
                     loss=task.loss,
                     io=task.io,
                     cost=candidate.cost,
-                    seed=derive_seed(self.seed, "proxy", name, self.arch(candidate).fingerprint),
+                    # One seed for all candidates: what a proxy draws then cancels in their order.
+                    seed=derive_seed(self.seed, "proxy", name),
                 )
                 candidate.proxies[name] = outcome.value
                 seconds[name] = outcome.seconds
@@ -194,19 +196,22 @@ class Session:
         """Rung ``latency``: every target; `together` times all candidates interleaved with the teacher."""
         if together:
             return self._measure_together(candidates, budget)
-        limit = self.parts.config.constraints.max_latency_ms
         self.measure_teacher()
 
         def work(candidate: Candidate) -> None:
             model = self.build(candidate).cpu()
             for name, meter in self.meters.items():
                 candidate.targets[name] = meter.report(model, self.example(), name=f"trial{candidate.number:04d}")
-            if limit is not None:
-                upper = candidate.targets[self.primary_target].latency.high_ms
-                candidate.constraints["latency_ms"] = upper - limit
+            self._limit_latency(candidate)
             self._enforce(candidate)
 
         return self._rung("latency", candidates, work, lambda c: set(self.meters) <= set(c.targets))
+
+    def _limit_latency(self, candidate: Candidate) -> None:
+        """Compare the upper end of the latency's interval with the limit, where there is one."""
+        limit = self.parts.config.constraints.max_latency_ms
+        if limit is not None:
+            candidate.constraints["latency_ms"] = candidate.targets[self.primary_target].latency.high_ms - limit
 
     def measure_teacher(self) -> dict[str, TargetReport]:
         """Measure the teacher on every target, once."""
@@ -230,23 +235,36 @@ class Session:
         start = time.monotonic()
         alive = [c for c in candidates if c.state in ("running", "complete")]
         self.listener(Event("rung", f"timing {len(alive)} students head to head with the teacher", "final latency"))
-        models: dict[str, nn.Module] = {TEACHER: self.parts.teacher.model.cpu()}
-        models |= {str(c.number): self.build(c).cpu() for c in alive}
+        teacher = self.parts.teacher.model.cpu()
         for name, meter in self.meters.items():
-            try:
-                reports = meter.report_together(models, self.example(), baseline=TEACHER, budget=budget)
-            except TrialFailure as error:
-                # Weights have changed since the latency rung; an artefact that fails now leaves the first timings.
-                self.listener(Event("message", f"no head-to-head timing on {name}: {error.message}"))
-                continue
+            alive, reports = self._time_together(meter, alive, budget)
             self.teacher_reports[name] = reports[TEACHER]
             for candidate in alive:
                 candidate.targets[name] = reports[str(candidate.number)]
-        self.parts.teacher.model.to(self.parts.device)
+        teacher.to(self.parts.device)
         for candidate in alive:
+            self._limit_latency(candidate)
             self._record(candidate)
         self._spent("final latency", time.monotonic() - start)
         return alive
+
+    def _time_together(
+        self, meter: Meter, candidates: Sequence[Candidate], budget: Budget | None
+    ) -> tuple[list[Candidate], dict[str, TargetReport]]:
+        """Time candidates and teacher in the same rounds; return those that could be prepared, and all reports.
+
+        Trained weights may fail a check that the first ones passed: such a student cannot be served, so it fails.
+        """
+        with contextlib.ExitStack() as stack:
+            prepared: dict[str, Prepared] = {}
+
+            def prepare(label: str, model: nn.Module) -> None:
+                prepared[label] = meter.prepare(model, self.example(), label)
+                stack.callback(prepared[label].close)
+
+            prepare(TEACHER, self.parts.teacher.model)
+            alive = [c for c in candidates if self._attempt(c, lambda c: prepare(str(c.number), self.build(c).cpu()))]
+            return alive, meter.report_prepared(prepared, baseline=TEACHER, budget=budget)
 
     def distill(self, candidates: Sequence[Candidate], epochs: int, rung: str) -> list[Candidate]:
         """Rung `rung`: train up to `epochs` epochs in all and evaluate on validation."""
@@ -385,17 +403,7 @@ class Session:
             self.listener(Event("rung", f"{rung}: {len(todo)} candidates", rung, total=len(todo)))
         for done, candidate in enumerate(todo, start=1):
             start = time.monotonic()
-            try:
-                work(candidate)
-            except TrialFailure as error:
-                self._finish(candidate, "failed", f"{error.reason}: {error.message}")
-            except (NasdistillError, OSError) as error:
-                if isinstance(error, OSError) and error.errno in _FATAL:
-                    raise
-                self._finish(candidate, "failed", f"{type(error).__name__}: {error}")
-            except Exception as error:  # one bad candidate never takes the rest down
-                text = str(error).strip().splitlines()
-                self._finish(candidate, "failed", f"{type(error).__name__}: {text[0] if text else ''}"[:500])
+            self._attempt(candidate, work)
             seconds = time.monotonic() - start
             self.records[candidate.number]["seconds"][rung] = seconds
             self._spent(rung, seconds)
@@ -404,6 +412,23 @@ class Session:
             self._record(candidate)
             self.listener(Event("step", self._line(candidate), rung, done, len(todo), candidate.number))
         return [c for c in candidates if c.alive]
+
+    def _attempt(self, candidate: Candidate, work: Callable[[Candidate], None]) -> bool:
+        """Do `work` for a candidate; whatever it raises becomes the trial's outcome. Return whether it went well."""
+        try:
+            work(candidate)
+        except TrialFailure as error:
+            self._finish(candidate, "failed", f"{error.reason}: {error.message}")
+        except NasdistillError as error:
+            self._finish(candidate, "failed", f"{type(error).__name__}: {error}")
+        except Exception as error:  # one bad candidate never takes the rest down
+            if isinstance(error, OSError) and error.errno in _FATAL:
+                raise
+            text = str(error).strip().splitlines()
+            self._finish(candidate, "failed", f"{type(error).__name__}: {text[0] if text else ''}"[:500])
+        else:
+            return True
+        return False
 
     def _spent(self, rung: str, seconds: float) -> None:
         self.seconds[rung] = self.seconds.get(rung, 0.0) + seconds
@@ -464,7 +489,7 @@ class Session:
         front = self.front()
         if not front:
             return "no complete student yet"
-        best = max(front, key=lambda c: c.score or 0.0)
+        best = min(front, key=lambda c: self.objectives(c)[0])
         return (
             f"front of {len(front)}; best {self.parts.task.metric.name} {best.score:.4f} at "
             f"{self.objectives(best)[-1]:.3f} ms"

@@ -1,10 +1,12 @@
 """The run directory: one folder per search, written atomically, movable, readable at any time.
 
 ```
-config.json      the complete configuration         config.toml   the user's file, as given
+run.json         format and version                  status.json   running, finished, interrupted or failed
+config.json      the complete configuration          config.toml   the user's file, as given
 environment.json versions, machine, plugins          study.db      the Optuna study
 teacher.json     scores, size, latency               events.jsonl  what happened when
-trials/0007/     architecture.json  outcome.json  losses.jsonl  weights.safetensors
+seconds.json     time spent per rung                 final.json    test scores
+trials/0007/     architecture.json  outcome.json (measurements, losses)  weights.safetensors
 students/ID/     architecture.json  model.safetensors  provenance.json
 result.json      the result object, once finished
 ```
@@ -144,8 +146,9 @@ class RunDirectory:
         write_json(folder / "outcome.json", outcome)
 
     def outcomes(self) -> Iterator[dict[str, Any]]:
-        """Yield the records of all trials by number; a damaged one is left out (`damaged` names it)."""
-        for folder in sorted((self.path / "trials").glob("[0-9]*")):
+        """Yield the records of all trials by number; a damaged one is left out."""
+        folders = (self.path / "trials").glob("[0-9]*")
+        for folder in sorted(folders, key=lambda path: (len(path.name), path.name)):
             try:
                 value = read_json(folder / "outcome.json")
             except (OSError, ValueError):

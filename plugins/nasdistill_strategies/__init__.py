@@ -24,7 +24,7 @@ def nasdistill_strategies() -> list[StrategySpec]:
         StrategySpec(
             "exhaustive",
             "nasdistill_strategies.exhaustive:Exhaustive",
-            "Every architecture of a small space, through the same rungs as the funnel's last two.",
+            "Every architecture of a small space, measured and distilled in full.",
             options="nasdistill_strategies.exhaustive:ExhaustiveOptions",
         ),
     ]

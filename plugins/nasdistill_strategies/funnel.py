@@ -56,13 +56,10 @@ class Funnel(Strategy):
         waiting: list[Candidate] = []
         while session.remaining > 0:
             asked = session.ask(min(self.options.round_size, session.remaining))
-            if not asked and session.remaining > 0 and not any(c.alive for c in waiting):
-                break
-            waiting = [c for c in waiting if c.alive]
+            if not asked:
+                break  # a small space is exhausted
             waiting += self._screen(session, asked)
             waiting = self._promote(session, waiting, self.options.full_per_round)
-            if not asked:
-                break
         self._promote(session, waiting, self.options.full_final)
         rest = [c for c in session.history() if c.alive]
         session.prune(rest, "dominated after the short distillation")

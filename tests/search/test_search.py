@@ -245,6 +245,139 @@ def test_an_exporter_that_fails_for_one_candidate_costs_that_trial(digits, tmp_p
     assert reasons == ["export_failed: operator not supported"]
 
 
+def slow_down(prepared, factor):
+    """Make a network prepared on the simulated target slower."""
+    prepared._nanoseconds *= factor
+    return prepared
+
+
+def final_timing(change):
+    """Return a host whose target treats the networks of the final timing (named by trial number) with `change`."""
+
+    def wrap(target, name):
+        prepare = target.prepare
+        target.prepare = lambda request: (
+            change(prepare(request), request) if request.name.isdigit() else prepare(request)
+        )
+        return target
+
+    return _Wrapped(Host.load(third_party=False), Kind.TARGET, wrap)
+
+
+def test_a_student_that_fails_the_final_timing_costs_only_itself(digits, tmp_path):
+    from nasdistill.errors import TrialFailure
+
+    failed = []
+
+    def change(prepared, request):
+        if not failed or request.name in failed:
+            failed.append(request.name)
+            raise TrialFailure("parity", "outputs differ")
+        return prepared
+
+    result = run_search(tiny(digits), tmp_path / "run", host=final_timing(change))
+    assert result["state"] == "finished"
+    assert failed
+    assert result["trials"]["failed"] == 1
+    assert result["front"], "the other students are kept"
+    assert all(s["test_score"] is not None for s in result["front"])
+    outcome = next(o for o in RunDirectory.open(tmp_path / "run").outcomes() if o["state"] == "failed")
+    assert (str(outcome["number"]), outcome["reason"]) == (failed[0], "parity: outputs differ")
+    saved = {path.name for path in (tmp_path / "run" / "students").iterdir()}
+    assert saved == {s["id"] for s in result["front"]}
+
+
+def test_a_student_that_joins_the_front_at_the_end_is_timed_like_the_rest(digits, tmp_path):
+    first: list[str] = []
+    rounds = []
+
+    def change(prepared, request):
+        if len(rounds) == 1:
+            first.append(request.name)
+        return slow_down(prepared, 50) if request.name in first else prepared
+
+    def listener(event):
+        if event.rung == "final latency":
+            rounds.append(event)
+
+    config = tiny(digits, search__strategy="random", search__strategy_options={"epochs": 1})
+    result = run_search(config, tmp_path / "run", host=final_timing(change), listener=listener)
+    assert len(rounds) >= 2, "somebody joined"
+    numbers = {int(s["id"].split("-")[0]) for s in result["front"]}
+    assert not numbers <= set(map(int, first))
+    for outcome in RunDirectory.open(tmp_path / "run").outcomes():
+        if outcome["number"] in numbers:
+            assert "ratio" in outcome["targets"]["targets:simulated"]["info"]
+
+
+def test_the_latency_limit_holds_for_the_final_timing_too(digits, tmp_path):
+    config = tiny(digits, constraints={"max_latency_ms": 1.0})
+    result = run_search(config, tmp_path / "run", host=final_timing(lambda made, _: slow_down(made, 1000)))
+    assert result["trials"]["complete"] > 0
+    assert result["front"] == []
+
+
+def test_a_teacher_that_a_target_refuses_ends_the_run_with_nothing_left_behind(digits, tmp_path):
+    from nasdistill.errors import TrialFailure
+
+    def change(target, name):
+        prepare = target.prepare
+
+        def refuse(request):
+            if request.name == "teacher":
+                raise TrialFailure("export_failed", "teacher cannot be exported")
+            return prepare(request)
+
+        target.prepare = refuse
+        return target
+
+    host = _Wrapped(Host.load(third_party=False), Kind.TARGET, change)
+    with pytest.raises(TrialFailure, match="teacher cannot be exported"):
+        run_search(tiny(digits), tmp_path / "run", host=host)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_pilot_that_fails_costs_only_the_estimate(digits, tmp_path):
+    def change(space, name):
+        space.sample = lambda rng: (_ for _ in ()).throw(RuntimeError("no sample"))
+        return space
+
+    host = _Wrapped(Host.load(third_party=False), Kind.SEARCH_SPACE, change)
+    result = run_search(tiny(digits, search__trials=2), tmp_path / "run", host=host)
+    assert result["state"] == "finished"
+    assert result["front"]
+
+
+def test_all_candidates_are_scored_with_the_same_draws(digits, tmp_path):
+    seeds = []
+
+    def change(proxy, name):
+        score = proxy.score
+
+        def listen(candidate):
+            seeds.append(candidate.generator.initial_seed())
+            return score(candidate)
+
+        if name == "nwot":
+            proxy.score = listen
+        return proxy
+
+    host = _Wrapped(Host.load(third_party=False), Kind.PROXY, change)
+    run_search(tiny(digits, search__trials=4), tmp_path / "run", host=host)
+    assert len(seeds) >= 2 + 4, "the pilot's two and the trials"
+    assert len(set(seeds[2:])) == 1
+
+
+def test_the_primary_target_comes_first_in_the_result(tmp_path):
+    from nasdistill.spec.measurement import Latency, TargetReport
+
+    run = RunDirectory.create(tmp_path / "run")
+    latency = Latency(1.0, 0.9, 1.1, ratio=1.0, reference_ms=1.0, pairs=3, warmups=1, clock="cpu")
+    reports = {name: TargetReport(name, latency).to_json() for name in ("targets:a", "targets:z")}
+    run.write("teacher.json", {"primary_target": "targets:z", "targets": reports})
+    assert list(build_result(run)["teacher"]["latency_ms"]) == ["targets:z", "targets:a"]
+
+
 def test_nan_losses_end_the_trial_with_a_reason(digits, tmp_path):
     config = tiny(digits, training__lr=1e30, training__grad_clip=None, training__warmup=0.0)
     result = run_search(config, tmp_path / "run", host=Host.load(third_party=False))
@@ -282,6 +415,8 @@ def test_an_interrupt_keeps_what_is_finished(digits, tmp_path):
         ({"objective__losses": [{"name": "kdd"}]}, UsageError, "kd"),
         ({"task__options": {"data": "/nowhere/at/all"}}, UsageError, "/nowhere/at/all"),
         ({"task__name": "image_clasification"}, UsageError, "image_classification"),
+        ({"proxy": [{"name": "nwot"}, {"name": "proxies:nwot"}]}, UsageError, "proxies:nwot more than once"),
+        ({"training__device": "cdua"}, UsageError, "cdua"),
     ],
 )
 def test_bad_input_is_one_message_and_leaves_nothing_behind(digits, tmp_path, changes, error, words):

@@ -87,6 +87,13 @@ def test_records_survive_a_move_and_a_torn_line(tmp_path):
     assert str(tmp_path / "one") not in "".join(p.read_text() for p in moved.path.rglob("*.json"))
 
 
+def test_trials_come_by_number_beyond_four_digits(tmp_path):
+    run = RunDirectory.create(tmp_path / "one")
+    for number in (10_000, 9_999, 2):
+        run.write_trial(number, {"number": number, "architecture": None})
+    assert [o["number"] for o in run.outcomes()] == [2, 9_999, 10_000]
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "value.json"
     write_json(path, {"a": 1})
