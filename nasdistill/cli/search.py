@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nasdistill.spec.config import RunConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,19 +53,24 @@ def run(args: argparse.Namespace) -> int:
 
         name = args.preset or "digits"
         values, where = tomllib.loads(preset_text(name)), f"preset {name}"
-    values = override(values, args)
-    config = parse_config(values, where=where)
+    # The file is judged first, so that a mistake in it is not blamed on an option, and the other way round.
+    values = override(values, args, parse_config(values, where=where))
+    config = parse_config(values, where=f"{where} with the command line's options")
 
-    from nasdistill.cli.output import print_json, print_table
+    from nasdistill.cli.common import load_host
+    from nasdistill.cli.output import is_quiet, print_json, print_table
     from nasdistill.cli.progress import Display
-    from nasdistill.host import Host
+    from nasdistill.search.events import silent
     from nasdistill.search.run import run_search, summary_header, summary_rows
     from nasdistill.store import RunDirectory
 
     out = args.out if args.out is not None else RunDirectory.next_free(Path("runs") / name)
-    host = Host.load(disable=(*config.plugins.disable, *getattr(args, "no_plugin", ())))
-    with Display() as display:
-        result = run_search(config, out, host=host, listener=display, config_text=text)
+    host = load_host(args, disable=config.plugins.disable)
+    if is_quiet():
+        result = run_search(config, out, host=host, listener=silent, config_text=text)
+    else:
+        with Display() as display:
+            result = run_search(config, out, host=host, listener=display, config_text=text)
     if args.json:
         print_json(result)
     else:
@@ -72,8 +80,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def override(values: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    """Return the configuration with the command line's values in place."""
+def override(values: dict[str, Any], args: argparse.Namespace, base: RunConfig) -> dict[str, Any]:
+    """Return the configuration with the command line's values in place: file, then ``--set``, then other options.
+
+    Args:
+        values: the file's tables.
+        args: the parsed options.
+        base: the validated form of `values`.
+    """
     values = {**values}
 
     def put(path: str, value: Any) -> None:
@@ -85,9 +99,13 @@ def override(values: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]
             table = table[parent]
         table[leaf] = value
 
-    if args.strategy is not None and values.get("search", {}).get("strategy") != args.strategy:
-        # Options belong to the strategy that the file names; another one starts from its own defaults.
+    # Options belong to the component that the file names; another one starts from its own defaults.
+    if args.strategy not in (None, base.search.strategy):
         put("search.strategy_options", {})
+    if args.sampler not in (None, base.search.sampler):
+        put("search.sampler_options", {})
+    if args.teacher not in (None, base.teacher.name):
+        put("teacher.options", {})
     for item in args.set:
         key, _, raw = item.partition("=")
         put(key.strip(), _toml_value(raw, item))
@@ -110,8 +128,7 @@ def override(values: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]
     for flag in ("space", "target", "proxy"):
         names = getattr(args, flag)
         if names:
-            entries = values.get(flag, [])
-            known = {e.get("name"): e for e in entries if isinstance(e, dict)} if isinstance(entries, list) else {}
+            known = {entry["name"]: entry for entry in values.get(flag, [])}
             values[flag] = [known.get(name, {"name": name}) for name in names]
     return values
 
@@ -132,7 +149,7 @@ def _toml_value(raw: str, item: str) -> Any:
 
 def closing_lines(result: dict[str, Any]) -> list[str]:
     """Return what to say under the table: trials, where the run is, how the proxies did."""
-    trials, teacher = result["trials"], result["teacher"]
+    trials = result["trials"]
     lines = [
         f"{trials['complete']} distilled in full, {trials['pruned']} pruned, {trials['failed']} failed; "
         f"{sum(result['seconds'].values()):.0f} s of work.",
@@ -146,8 +163,8 @@ def closing_lines(result: dict[str, Any]) -> list[str]:
         n = max(quality["n"] for quality in result["proxies"].values())
         lines.append(f"Proxies against distilled scores (Spearman, n={n}): {', '.join(ranks)}.")
     if not result["front"]:
-        lines.append("No student was finished; `nasdistill show` lists why in trials/*/outcome.json.")
-    elif teacher.get("test_score") is not None and result["front"][0].get("test_score") is None:
+        lines.append(f"No student was finished; nasdistill show --trials {result['run']} says why.")
+    elif result["front"][0].get("test_score") is None:
         lines.append("Test scores are not known yet: the run did not reach its final report.")
     lines.append(f"Run: {result['run']} (nasdistill show {result['run']})")
     return lines
