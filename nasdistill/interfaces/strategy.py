@@ -93,6 +93,12 @@ class SearchSession(Protocol):
     def propose(self, architectures: Sequence[Architecture]) -> list[Candidate]:
         """Propose given architectures (evolution, enumeration) as trials of the study."""
 
+    def spread(self, n: int) -> list[Architecture]:
+        """Return up to `n` new random architectures, the same number from every space in turn."""
+
+    def neighbours(self, candidates: Sequence[Candidate], n: int) -> list[Architecture]:
+        """Return up to `n` new architectures, each one mutation away from one of `candidates` in turn."""
+
     def enumerate(self) -> Iterator[Architecture]:
         """Yield every architecture of every space, in a fixed order."""
 

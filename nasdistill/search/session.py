@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import optuna
@@ -118,6 +119,25 @@ class Session:
         """Propose given architectures as trials of the study."""
         found = [self._start(self.proposals.enqueue(arch), arch) for arch in architectures[: self.remaining]]
         return [c for c in found if c.alive]
+
+    def spread(self, n: int) -> list[Architecture]:
+        """Return up to `n` new random architectures, the same number from every space in turn."""
+        return self._fresh(n, [partial(space.sample, self.rng) for space in self.parts.spaces.values()])
+
+    def neighbours(self, candidates: Sequence[Candidate], n: int) -> list[Architecture]:
+        """Return up to `n` new architectures, each one mutation away from one of `candidates` in turn."""
+        return self._fresh(n, [partial(self.space(c).mutate, self.arch(c), self.rng) for c in candidates])
+
+    def _fresh(self, n: int, sources: Sequence[Callable[[], Architecture]]) -> list[Architecture]:
+        """Draw from the sources in turn, leaving out what was proposed before; give up where nothing new comes."""
+        found: list[Architecture] = []
+        for attempt in range(_GIVE_UP * n if sources else 0):
+            if len(found) == n:
+                break
+            architecture = sources[attempt % len(sources)]()
+            if architecture not in self._seen and architecture not in found:
+                found.append(architecture)
+        return found
 
     def enumerate(self) -> Iterator[Architecture]:
         """Yield every architecture of every space."""

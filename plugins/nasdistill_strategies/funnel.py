@@ -1,6 +1,8 @@
 """The funnel: rungs of rising cost, each passing on the non-dominated part of what came in.
 
-Per round of `round_size` proposals:
+The first round spreads its `round_size` proposals evenly over the spaces; in later ones the sampler proposes a part and
+the rest are single mutations of the best short results so far (a Parzen estimator with few trials in many dimensions
+explores; the neighbours exploit). Every round goes down the same rungs:
 
 1. *static*: analytic cost; size constraints.
 2. *proxies*: every configured proxy; keep the best `keep_proxies` by Pareto rank on (proxy consensus, MACs). The
@@ -36,6 +38,7 @@ class FunnelOptions(ComponentOptions):
     """Options of `funnel`."""
 
     round_size: int = Field(12, ge=1, description="Proposals per round.")
+    neighbours: float = Field(0.5, ge=0, le=1, description="Share of later rounds proposed next to the best so far.")
     keep_proxies: float = Field(0.75, gt=0, le=1, description="Share kept after the proxies.")
     keep_latency: float = Field(0.6, gt=0, le=1, description="Share kept after the latency measurement.")
     short_epochs: int = Field(10, ge=1, description="Epochs of the short distillation.")
@@ -55,14 +58,25 @@ class Funnel(Strategy):
         """Spend the budget."""
         waiting: list[Candidate] = []
         while session.remaining > 0:
-            asked = session.ask(min(self.options.round_size, session.remaining))
+            asked = self._propose(session, min(self.options.round_size, session.remaining))
             if not asked:
                 break  # a small space is exhausted
             waiting += self._screen(session, asked)
             waiting = self._promote(session, waiting, self.options.full_per_round)
-        self._promote(session, waiting, self.options.full_final)
+        self._promote(session, waiting, self.options.full_final, beaten_too=True)
         rest = [c for c in session.history() if c.alive]
         session.prune(rest, "dominated after the short distillation")
+
+    def _propose(self, session: SearchSession, n: int) -> list[Candidate]:
+        """Return new candidates: first a spread over the spaces, later neighbours and the sampler's own."""
+        results = [c for c in session.history() if "short" in c.results and c.feasible]
+        if not results:
+            found = session.propose(session.spread(n))
+        else:
+            order = session.rank(results, [self._values(session, c) for c in results])
+            share = round(self.options.neighbours * n)
+            found = session.propose(session.neighbours(order[: max(1, share)], share))
+        return found + session.ask(n - len(found)) if len(found) < n else found
 
     def _screen(self, session: SearchSession, asked: list[Candidate]) -> list[Candidate]:
         """Take new proposals through the cheap rungs and the short distillation."""
@@ -90,8 +104,14 @@ class Funnel(Strategy):
         session.prune(order[keep:], reason)
         return order[:keep]
 
-    def _promote(self, session: SearchSession, waiting: Sequence[Candidate], limit: int) -> list[Candidate]:
-        """Distil the best of `waiting` in full and tell them; return those that still wait."""
+    def _promote(
+        self, session: SearchSession, waiting: Sequence[Candidate], limit: int, *, beaten_too: bool = False
+    ) -> list[Candidate]:
+        """Distil the best of `waiting` in full and tell them; return those that still wait.
+
+        During the rounds a candidate that a finished one beats is passed over. At the end it may use what is left of
+        the budget: short results are noisy, and a rank among them is not a verdict.
+        """
         alive = [c for c in waiting if c.alive]
         if not alive or limit < 1:
             return alive
@@ -104,7 +124,7 @@ class Funnel(Strategy):
             mine = self._values(session, candidate)
             # A finished student at least as good in everything leaves nothing to gain from this one.
             beaten = any(all(a <= b for a, b in zip(theirs, mine, strict=True)) for theirs in finished)
-            if candidate.alive and not beaten and len(chosen) < limit:
+            if candidate.alive and (beaten_too or not beaten) and len(chosen) < limit:
                 chosen.append(candidate)
         session.complete(session.distill(chosen, self.options.full_epochs, "full"))
         return [c for c in alive if c.alive]
