@@ -73,7 +73,7 @@ def test_errors(run: RunDirectory, config: RunConfig, host: Host) -> dict[str, l
     task = host.create(Kind.TASK, config.task.name, config.task.options)
     task.prepare()
     found = {}
-    for folder in sorted((run.path / "students").iterdir()):
+    for folder in sorted(run.path.glob("students/*")):
         arch, io, weights, _ = read_student(folder)
         model = host.create(Kind.SEARCH_SPACE, arch.space, _space_options(config, arch.space, host)).build(arch, io)
         model.load_state_dict(weights)
@@ -105,7 +105,7 @@ def single_call_ratios(
     target = host.create(Kind.TARGET, "onnxruntime_cpu")
     example = parts.task.example(1)
     models = {"teacher": parts.teacher.model.cpu().eval()}
-    for folder in sorted((run.path / "students").iterdir()):
+    for folder in sorted(run.path.glob("students/*")):
         arch, io, weights, _ = read_student(folder)
         model = host.create(Kind.SEARCH_SPACE, arch.space, _space_options(config, arch.space, host)).build(arch, io)
         model.load_state_dict(weights)
@@ -169,6 +169,8 @@ def bootstrap_sd(
     """Return the standard deviation of the hypervolume when the test images are drawn again with replacement."""
     rng = np.random.default_rng(0)
     wrong = {name: np.array(values, dtype=float) for name, values in result["errors"].items()}
+    if not wrong:
+        return 0.0
     n = len(next(iter(wrong.values())))
     values = []
     for _ in range(draws):

@@ -47,7 +47,7 @@ def main() -> None:
         result = one_search(parse_config(values, where="preset"), label=f"seed {seed}", single_calls=True)
         ratios = result["single_call_ratio"]
         points = ratio_rows(result, ratios=ratios)
-        best = min(points)
+        best = min(points, default=(1.0, 1.0))
         rows.append(
             {
                 "method": f"nasdistill, seed {seed}",

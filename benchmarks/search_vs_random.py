@@ -46,7 +46,7 @@ def main() -> None:
                     "tight": hypervolume(points, TIGHT),
                     "steps": result["steps"],
                     "cpu": result["cpu_seconds"],
-                    "proposed": sum(result["trials"].values()),
+                    "proposed": sum(result["trials"][state] for state in ("complete", "pruned", "failed")),
                     "students": len(points),
                 }
             )

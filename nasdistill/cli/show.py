@@ -30,7 +30,8 @@ def run(args: argparse.Namespace) -> int:
         header = ["trial", "state", "rung", "space", "score", "params", "why"]
         print_table(header, [_trial_row(outcome) for outcome in directory.outcomes()])
     print_table(summary_header(result), summary_rows(result))
-    print(f"State: {result['state']}.")
+    # A killed process cannot say that it ended.
+    print(f"State: {'running, or killed' if result['state'] == 'running' else result['state']}.")
     for line in closing_lines(result):
         print(line)
     return 0

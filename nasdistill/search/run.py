@@ -159,7 +159,10 @@ def _search(run: RunDirectory, session: Session, listener: Listener) -> dict[str
     run.write("status.json", {"state": "running"})
     run.event("started")
     try:
-        listener(make_plan(session.parts, session))
+        start = time.monotonic()
+        plan = make_plan(session.parts, session)
+        session._spent("pilot", time.monotonic() - start)
+        listener(plan)
         session.parts.components.strategy.run(session)
         finish(run, session, listener)
         run.write("status.json", {"state": "finished"})

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from nasdistill.errors import UsageError
@@ -20,10 +20,14 @@ def save_weights(model: nn.Module, path: Path) -> str:
     """Write a model's state to a safetensors file, atomically, and return the file's SHA-256.
 
     Tensors that share memory are written once each; the model's structure ties them again on loading.
+
+    Raises:
+        OSError: the folder cannot be written to, or the disk is full; an old file is untouched.
     """
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     with atomic_path(path) as temporary:
-        save_file(state, temporary)
+        # Not save_file: its error on a full disk is not an OSError, so nobody could tell it from a bad model.
+        temporary.write_bytes(save(state))
     return file_hash(path)
 
 

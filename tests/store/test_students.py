@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import pytest
 import torch
 from torch import nn
@@ -39,6 +41,20 @@ def test_one_changed_weight_changes_the_hash():
     with torch.no_grad():
         model[0].bias[0] += 1e-7
     assert weights_hash(model) != before
+
+
+def test_a_full_disk_is_an_operating_system_error_and_leaves_the_old_file(tmp_path):
+    path = tmp_path / "w.safetensors"
+    before = save_weights(network(), path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_weights(network(), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    load_weights(path, before)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
