@@ -19,6 +19,7 @@ in points. Nothing was chosen by these figures: temperature 4, equal weights, on
 from __future__ import annotations
 
 import argparse
+import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -72,7 +73,7 @@ def settings(quick: bool, cifar: str) -> list[Setting]:
     epochs = 4 if quick else 30
     return [
         Setting(
-            "cifar10", cifar, (("augment", "shift_flip"),), "resnet_s0", resnet, 1 if quick else 16, 1 if quick else 24
+            "cifar10", cifar, (("augment", "shift_flip"),), "resnet_s0", resnet, 1 if quick else 12, 1 if quick else 24
         ),
         Setting("digits, few labels", "digits", (("labels", 0.02),), "conv_vit", vit, epochs),
         Setting("digits, all labels", "digits", (), "conv_vit", vit, epochs),
@@ -116,7 +117,7 @@ def run_seed(setting: Setting, seed: int, folder: str) -> list[dict[str, Any]]:
     teacher = teacher_of(host, setting, task)
     space = host.create(Kind.SEARCH_SPACE, setting.space)
     arch = space.architecture(dict(setting.student))
-    training = TrainingConfig(batch_size=64, lr=2e-3, weight_decay=0.02)
+    training = TrainingConfig(batch_size=64, lr=2e-3, weight_decay=0.02, distinct_epochs=6)
     cache = TeacherCache(Path(folder))
     found = []
     for name, (objective, inherits) in ARMS.items():
@@ -126,7 +127,8 @@ def run_seed(setting: Setting, seed: int, folder: str) -> list[dict[str, Any]]:
             raise RuntimeError(f"{setting.space} does not inherit from this teacher")
         result = train(
             student, task, teacher, objective, training,
-            epochs=setting.epochs, seed=seed, data_seed=derive_seed(seed, "data"), host=host, cache=cache,
+            epochs=setting.epochs, seed=seed, data_seed=derive_seed(seed, "data"), host=host,
+            cache=None if FEATURES in objective.losses else cache,  # maps of every stage, for one arm only
         )  # fmt: skip
         test = evaluate(student, task, "test")
         assert result.evaluation is not None
@@ -167,23 +169,27 @@ def main() -> None:
     start(args)
     seeds = range(1 if args.quick else args.seeds)
     host = Host.load(third_party=False)
-    zipped = data_folder(args, "cifar10_subset") / "cifar10_subset.zip"
+    chosen = [
+        setting
+        for setting in settings(args.quick, str(args.data / "cifar10_subset" / "cifar10_subset.zip"))
+        if not args.setting or any(part in setting.name for part in args.setting)
+    ]
+    if any(setting.data != "digits" for setting in chosen):
+        data_folder(args, "cifar10_subset")
     rows: list[dict[str, Any]] = []
-    for setting in settings(args.quick, str(zipped)):
-        if args.setting and not any(part in setting.name for part in args.setting):
-            continue
+    for setting in chosen:
         with timed(f"{setting.name}: teacher"):
             task = prepared(host, setting)
             teacher = evaluate(teacher_of(host, setting, task).model, task, "test").score
         with (
             timed(f"{setting.name}: students"),
+            tempfile.TemporaryDirectory(prefix="nasdistill-bench-") as folder,
             ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool,
         ):
-            folder = str(cache_folder() / "teacher-outputs")
             jobs = [pool.submit(run_seed, setting, seed, folder) for seed in seeds]
             rows += rows_of(setting, [run for job in jobs for run in job.result()], teacher)
     notes = [
-        "KD adds nothing where labels alone already reach the teacher (digits, all labels).",
+        "gain: mean paired difference to labels alone, in points of test accuracy; sd over seeds.",
     ]
     finish(
         args,

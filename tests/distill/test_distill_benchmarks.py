@@ -35,8 +35,8 @@ def test_step_overhead(tmp_path):
 
 
 @pytest.mark.slow
-def test_kd_gain(tmp_path, data_folder):
-    found = benchmark("kd_gain.py", tmp_path, "--data", str(data_folder), "--setting", "digits")
+def test_kd_gain(tmp_path):
+    found = benchmark("kd_gain.py", tmp_path, "--setting", "digits")
     rows = {(row["setting"], row["arm"]): row for row in found["rows"]}
     assert {setting for setting, _ in rows} == {"digits, few labels", "digits, all labels"}
     for setting in ("digits, few labels", "digits, all labels"):

@@ -158,6 +158,12 @@ def test_the_same_loss_twice(scene):
     assert float(terms["kd"]) != float(terms["kd_2"])
 
 
+def test_owned_parts_of_two_losses_start_apart(scene):
+    objective, _ = build(scene, losses=(LossConfig(name="hidden"), LossConfig(name="hidden")))
+    one, two = (objective.losses[label].projector.weight for label in ("hidden", "hidden_2"))
+    assert not torch.equal(one, two)
+
+
 def test_refusals(scene):
     with pytest.raises(UsageError, match="trains the teacher too"):
         build(scene, losses=(LossConfig(name="cotrained"),))
