@@ -105,8 +105,10 @@ class RunDirectory:
 
     @property
     def study_url(self) -> str:
-        """SQLAlchemy URL of the study."""
-        return f"sqlite:///{self.path / 'study.db'}"
+        """SQLAlchemy URL of the study; characters that mean something in a URL are quoted."""
+        from sqlalchemy import URL
+
+        return URL.create("sqlite", database=str(self.path / "study.db")).render_as_string(hide_password=False)
 
     def trial(self, number: int) -> Path:
         """Return a trial's folder."""

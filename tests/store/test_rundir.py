@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 
+import optuna
 import pytest
 
 from nasdistill.errors import UsageError
@@ -85,6 +86,13 @@ def test_records_survive_a_move_and_a_torn_line(tmp_path):
     assert [o["number"] for o in moved.outcomes()] == [1, 3]
     assert [e["event"] for e in moved.events()] == ["started"]
     assert str(tmp_path / "one") not in "".join(p.read_text() for p in moved.path.rglob("*.json"))
+
+
+def test_the_study_lies_in_the_folder_whatever_its_name(tmp_path):
+    run = RunDirectory.create(tmp_path / "a?b {c} #%20")
+    optuna.create_study(storage=run.study_url, study_name="search")
+    assert (run.path / "study.db").is_file()
+    assert [p.name for p in tmp_path.iterdir()] == [run.path.name]
 
 
 def test_trials_come_by_number_beyond_four_digits(tmp_path):
