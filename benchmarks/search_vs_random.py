@@ -1,7 +1,8 @@
 """The funnel against random search at the same number of distillation steps.
 
 The funnel runs first; random search (sampler and strategy `random`: every proposal distilled in full) then gets as many
-proposals as fit into the same number of optimiser steps. Both see the same teacher, spaces, data and training.
+students as fit into the same number of optimiser steps; proposals slower than the funnel's limit cost it nothing but
+their measurement. Both see the same teacher, spaces, data and training.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ def main() -> None:
     for seed in range(seeds):
         values = load_preset("digits").to_json()
         values["search"]["seed"] = seed
-        options = {"full_epochs": 40}
+        options = dict(values["search"]["strategy_options"])
         if args.quick:
-            options = {"round_size": 6, "short_epochs": 2, "full_epochs": 4, "full_final": 2, "full_per_round": 1}
+            options |= {"round_size": 6, "short_epochs": 2, "full_epochs": 4, "full_final": 2, "full_per_round": 1}
             values["search"]["trials"] = 6
             values["latency"] |= {"max_seconds": 0.3, "final_pairs": 20, "min_pairs": 5, "max_pairs": 20}
         values["search"]["strategy_options"] = options
@@ -34,8 +35,12 @@ def main() -> None:
             "strategy": "random",
             "sampler": "random",
             "sampler_options": {},
-            "strategy_options": {"epochs": options["full_epochs"]},
-            "trials": max(1, round(funnel["steps"] / steps_per_full)),
+            "strategy_options": {
+                "epochs": options["full_epochs"],
+                "students": max(1, round(funnel["steps"] / steps_per_full)),
+                "max_latency_ratio": options["max_latency_ratio"],
+            },
+            "trials": 400,
         }
         random = one_search(parse_config(values, where="random"), label=f"random, seed {seed}")
         for name, result in (("funnel", funnel), ("random", random)):

@@ -57,8 +57,8 @@ def main() -> None:
                     parse_config(values, where="preset"), label=f"seed {seed}, cache {cached}", folder=out
                 )
                 weights[cached] = {
-                    path.parent.name: load_weights(path)
-                    for path in sorted((out / "run" / "trials").glob("*/weights.safetensors"))
+                    f"{path.parent.name}/{path.stem}": load_weights(path)
+                    for path in sorted((out / "run" / "trials").glob("*/weights-*.safetensors"))
                 }
             same = weights[True].keys() == weights[False].keys() and all(
                 weights[True][t].keys() == weights[False][t].keys()

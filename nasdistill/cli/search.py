@@ -77,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
         print_table(summary_header(result), summary_rows(result))
         for line in closing_lines(result):
             print(line)
-    return 0
+    # A search in which candidates failed and none was finished did not do its work.
+    return 1 if not result["front"] and result["trials"]["failed"] else 0
 
 
 def override(values: dict[str, Any], args: argparse.Namespace, base: RunConfig) -> dict[str, Any]:

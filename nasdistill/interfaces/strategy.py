@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +33,7 @@ class Candidate:
         epochs: distillation epochs done.
         results: rung -> evaluation on validation after it; only results of one rung are comparable.
         reason: why it was pruned or failed.
-        constraints: name -> violation (<= 0 is feasible).
+        constraints: name -> violation as a share of the limit (<= 0 is feasible).
     """
 
     number: int
@@ -68,9 +67,6 @@ class SearchSession(Protocol):
     The evaluating methods take candidates, do one rung for each, and return those still alive. A candidate that
     raises is told as failed with its reason; the others are not affected. Redoing a finished rung costs nothing.
     """
-
-    rng: random.Random
-    """Seeded randomness for the strategy's own choices."""
 
     @property
     def trials(self) -> int:

@@ -11,9 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import optuna
 import torch
 
 from nasdistill.distill import evaluate, train
+from nasdistill.errors import NasdistillError
 from nasdistill.host import Host
 from nasdistill.interfaces import Candidate
 from nasdistill.measure import Meter, count_macs, environment
@@ -161,22 +163,35 @@ def _search(run: RunDirectory, session: Session, listener: Listener) -> dict[str
     try:
         start = time.monotonic()
         plan = make_plan(session.parts, session)
-        session._spent("pilot", time.monotonic() - start)
+        session.spent("pilot", time.monotonic() - start)
         listener(plan)
         session.parts.components.strategy.run(session)
         finish(run, session, listener)
         run.write("status.json", {"state": "finished"})
         run.event("finished")
     except KeyboardInterrupt:
-        run.write("status.json", {"state": "interrupted"})
+        _end(run, "interrupted", "interrupted by the user")
+        listener(Event("message", f"interrupted; finished trials are kept: nasdistill show {run.path}"))
         raise
+    except (OSError, optuna.exceptions.StorageInternalError) as error:
+        _end(run, "failed", f"{type(error).__name__}: {error}")
+        raise NasdistillError(
+            f"the run in {run.path} cannot be written any further: {error}",
+            hint=f"Finished trials are kept: nasdistill show {run.path}. Make room before starting another run.",
+        ) from error
     except BaseException as error:
-        run.write("status.json", {"state": "failed", "reason": f"{type(error).__name__}: {error}"})
+        _end(run, "failed", f"{type(error).__name__}: {error}")
         raise
     result = build_result(run)
     run.write("result.json", result)
     listener(Event("done", f"front of {len(result['front'])} students in {run.path}"))
     return result
+
+
+def _end(run: RunDirectory, state: str, reason: str) -> None:
+    """Note how a run ended, where there is still room for it; the reason for ending matters more."""
+    with contextlib.suppress(OSError):
+        run.write("status.json", {"state": state, "reason": reason})
 
 
 def latency_budget(config: RunConfig, pairs: int) -> Budget:
@@ -216,7 +231,7 @@ def finish(run: RunDirectory, session: Session, listener: Listener) -> None:
     for candidate in front:
         save_front_member(run, session, candidate, tested[str(candidate.number)])
     shutil.rmtree(run.path / "artefacts", ignore_errors=True)
-    session._spent("final report", time.monotonic() - start)
+    session.spent("final report", time.monotonic() - start)
 
 
 def _test_score(session: Session, candidate: Candidate) -> float:

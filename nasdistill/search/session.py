@@ -67,7 +67,6 @@ class Session:
         self.meters = dict(meters)
         self.listener = listener
         self.seed = parts.config.search.seed
-        self.rng = random.Random(derive_seed(self.seed, "strategy"))
         self.started = time.monotonic()
         self.seconds: dict[str, float] = {}
         self.candidates: dict[int, Candidate] = {}
@@ -122,11 +121,17 @@ class Session:
 
     def spread(self, n: int) -> list[Architecture]:
         """Return up to `n` new random architectures, the same number from every space in turn."""
-        return self._fresh(n, [partial(space.sample, self.rng) for space in self.parts.spaces.values()])
+        rng = self._rng("spread")
+        return self._fresh(n, [partial(space.sample, rng) for space in self.parts.spaces.values()])
 
     def neighbours(self, candidates: Sequence[Candidate], n: int) -> list[Architecture]:
         """Return up to `n` new architectures, each one mutation away from one of `candidates` in turn."""
-        return self._fresh(n, [partial(self.space(c).mutate, self.arch(c), self.rng) for c in candidates])
+        rng = self._rng("neighbours")
+        return self._fresh(n, [partial(self.space(c).mutate, self.arch(c), rng) for c in candidates])
+
+    def _rng(self, purpose: str) -> random.Random:
+        """Return randomness that depends on how far the search is, not on what this process did before."""
+        return random.Random(derive_seed(self.seed, purpose, len(self.candidates)))
 
     def _fresh(self, n: int, sources: Sequence[Callable[[], Architecture]]) -> list[Architecture]:
         """Draw from the sources in turn, leaving out what was proposed before; give up where nothing new comes."""
@@ -168,9 +173,9 @@ class Session:
         def work(candidate: Candidate) -> None:
             candidate.cost = self.space(candidate).cost(self.arch(candidate), self.parts.task.io)
             if limits.max_params is not None:
-                candidate.constraints["params"] = float(candidate.cost.params - limits.max_params)
+                candidate.constraints["params"] = candidate.cost.params / limits.max_params - 1
             if limits.max_macs is not None:
-                candidate.constraints["macs"] = float(candidate.cost.macs - limits.max_macs)
+                candidate.constraints["macs"] = candidate.cost.macs / limits.max_macs - 1
             self._enforce(candidate)
 
         return self._rung("static", candidates, work, lambda c: c.cost is not None)
@@ -185,7 +190,7 @@ class Session:
 
         def work(candidate: Candidate) -> None:
             # Proxies score the network as it would start without a teacher's weights: that is what they are defined on.
-            model = self.build(candidate, inherit=False)
+            model = self.build(candidate, inherit=False).to(self.parts.device)
             problems, seconds = {}, {}
             for name, (proxy, tags) in proxies.items():
                 outcome = run_proxy(
@@ -231,7 +236,7 @@ class Session:
         """Compare the upper end of the latency's interval with the limit, where there is one."""
         limit = self.parts.config.constraints.max_latency_ms
         if limit is not None:
-            candidate.constraints["latency_ms"] = candidate.targets[self.primary_target].latency.high_ms - limit
+            candidate.constraints["latency_ms"] = candidate.targets[self.primary_target].latency.high_ms / limit - 1
 
     def measure_teacher(self) -> dict[str, TargetReport]:
         """Measure the teacher on every target, once."""
@@ -241,7 +246,7 @@ class Session:
             for name, meter in self.meters.items():
                 self.teacher_reports[name] = meter.report(teacher, self.example(), name=TEACHER)
             teacher.to(self.parts.device)
-            self._spent("latency", time.monotonic() - start)
+            self.spent("latency", time.monotonic() - start)
         return self.teacher_reports
 
     def latency_ratio(self, candidate: Candidate) -> float:
@@ -265,7 +270,7 @@ class Session:
         for candidate in alive:
             self._limit_latency(candidate)
             self._record(candidate)
-        self._spent("final latency", time.monotonic() - start)
+        self.spent("final latency", time.monotonic() - start)
         return alive
 
     def _time_together(
@@ -323,7 +328,7 @@ class Session:
                 on_epoch=on_epoch,
                 student_label=f"trial {number}",
             )
-            save_weights(result.model, self.run.trial(number) / "weights.safetensors")
+            save_weights(result.model, self.run.weights(number, epochs))
             assert result.evaluation is not None
             candidate.score, candidate.loss = result.evaluation.score, result.evaluation.loss
             candidate.epochs = epochs
@@ -395,9 +400,8 @@ class Session:
         space = self.space(candidate)
         with seeded(self.seed, "init", arch.fingerprint):
             model = space.build(arch, self.parts.task.io)
-        weights = self.run.trial(candidate.number) / "weights.safetensors"
         if inherit and candidate.epochs > 0:
-            model.load_state_dict(load_weights(weights))
+            model.load_state_dict(load_weights(self.run.weights(candidate.number, candidate.epochs)))
         elif inherit and self.parts.config.training.inherit:
             report = space.inherit(model, arch, self.parts.teacher.model, calibration=self.parts.calibration)
             if report is not None:
@@ -426,7 +430,7 @@ class Session:
             self._attempt(candidate, work)
             seconds = time.monotonic() - start
             self.records[candidate.number]["seconds"][rung] = seconds
-            self._spent(rung, seconds)
+            self.spent(rung, seconds)
             if candidate.alive:
                 candidate.rung = rung
             self._record(candidate)
@@ -450,7 +454,8 @@ class Session:
             return True
         return False
 
-    def _spent(self, rung: str, seconds: float) -> None:
+    def spent(self, rung: str, seconds: float) -> None:
+        """Add to the seconds that a rung has taken."""
         self.seconds[rung] = self.seconds.get(rung, 0.0) + seconds
         self.run.write("seconds.json", self.seconds)
 
@@ -458,7 +463,7 @@ class Session:
         self.proposals.constrain(candidate.number, candidate.constraints)
         broken = {name: value for name, value in candidate.constraints.items() if value > 0}
         if broken:
-            limits = ", ".join(f"{name} over by {value:.4g}" for name, value in broken.items())
+            limits = ", ".join(f"{name} over by {value:.1%}" for name, value in broken.items())
             self._finish(candidate, "pruned", f"infeasible: {limits}")
 
     def _finish(self, candidate: Candidate, state: str, reason: str) -> None:

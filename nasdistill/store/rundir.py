@@ -6,7 +6,7 @@ config.json      the complete configuration          config.toml   the user's fi
 environment.json versions, machine, plugins          study.db      the Optuna study
 teacher.json     scores, size, latency               events.jsonl  what happened when
 seconds.json     time spent per rung                 final.json    test scores
-trials/0007/     architecture.json  outcome.json (measurements, losses)  weights.safetensors
+trials/0007/     architecture.json  outcome.json (measurements, losses)  weights-EPOCHS.safetensors
 students/ID/     architecture.json  model.safetensors  provenance.json
 result.json      the result object, once finished
 ```
@@ -113,6 +113,10 @@ class RunDirectory:
     def trial(self, number: int) -> Path:
         """Return a trial's folder."""
         return self.path / "trials" / f"{number:04d}"
+
+    def weights(self, number: int, epochs: int) -> Path:
+        """Return the file with a trial's weights after so many epochs; each rung has its own, none is overwritten."""
+        return self.trial(number) / f"weights-{epochs:04d}.safetensors"
 
     def student(self, identifier: str) -> Path:
         """Return a student's folder."""

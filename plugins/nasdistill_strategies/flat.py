@@ -18,6 +18,9 @@ class FlatOptions(ComponentOptions):
     """Options of `random`."""
 
     epochs: int = Field(60, ge=1, description="Epochs of every distillation.")
+    students: int | None = Field(
+        None, ge=1, description="Stop after so many distillations, however many trials remain."
+    )
     max_latency_ratio: float = Field(1e9, gt=0, description="Slowest student that is trained, relative to the teacher.")
 
 
@@ -29,12 +32,14 @@ class Flat(Strategy):
 
     def run(self, session: SearchSession) -> None:
         """Spend the budget, one proposal after the other."""
-        while session.remaining > 0:
+        trained = 0
+        while session.remaining > 0 and (self.options.students is None or trained < self.options.students):
             asked = session.ask(1)
             alive = session.measure(session.score(session.check(asked)))
             slow = [c for c in alive if session.latency_ratio(c) > self.options.max_latency_ratio]
             session.prune(slow, "slower than the limit")
             alive = [c for c in alive if c.alive]
+            trained += len(alive)
             session.complete(session.distill(alive, self.options.epochs, "full"))
             if not asked:
                 break

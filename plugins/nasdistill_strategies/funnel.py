@@ -69,7 +69,7 @@ class Funnel(Strategy):
 
     def _propose(self, session: SearchSession, n: int) -> list[Candidate]:
         """Return new candidates: first a spread over the spaces, later neighbours and the sampler's own."""
-        results = [c for c in session.history() if "short" in c.results and c.feasible]
+        results = [c for c in session.history() if "short" in c.results and c.feasible and c.state != "failed"]
         if not results:
             found = session.propose(session.spread(n))
         else:

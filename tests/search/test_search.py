@@ -75,7 +75,7 @@ def test_the_front_is_non_dominated_and_students_load_bit_equal(finished, digits
         arch, io, weights, provenance = read_student(run.student(student["id"]))
         model = host.create(Kind.SEARCH_SPACE, arch.space, options[arch.space]).build(arch, io)
         model.load_state_dict(weights)
-        trial = load_weights(run.trial(provenance["trial"]) / "weights.safetensors")
+        trial = load_weights(run.weights(provenance["trial"], provenance["epochs"]))
         assert all(torch.equal(trial[name], value) for name, value in model.state_dict().items())
         assert provenance["test"]["score"] == student["test_score"]
         assert arch.to_json() == student["architecture"]
@@ -125,7 +125,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(finished, dig
     again = run_search(tiny(digits), tmp_path / "again", host=Host.load(third_party=False))
     strip = ("run", "seconds")
     assert {k: v for k, v in again.items() if k not in strip} == {k: v for k, v in result.items() if k not in strip}
-    for path in sorted(run.path.glob("trials/*/weights.safetensors")):
+    for path in sorted(run.path.glob("trials/*/weights-*.safetensors")):
         one, two = load_weights(path), load_weights(tmp_path / "again" / path.relative_to(run.path))
         assert all(torch.equal(one[name], two[name]) for name in one)
     other = run_search(tiny(digits, search__seed=1), tmp_path / "other", host=Host.load(third_party=False))
@@ -339,7 +339,15 @@ def test_a_teacher_that_a_target_refuses_ends_the_run_with_nothing_left_behind(d
 
 def test_a_pilot_that_fails_costs_only_the_estimate(digits, tmp_path):
     def change(space, name):
-        space.sample = lambda rng: (_ for _ in ()).throw(RuntimeError("no sample"))
+        sample, asked = space.sample, []
+
+        def only_the_first_fails(rng):
+            asked.append(rng)
+            if len(asked) == 1:
+                raise RuntimeError("no sample")
+            return sample(rng)
+
+        space.sample = only_the_first_fails
         return space
 
     host = _Wrapped(Host.load(third_party=False), Kind.SEARCH_SPACE, change)
@@ -458,3 +466,51 @@ def test_global_state_is_left_as_found(digits, tmp_path):
 
 def test_all_errors_of_ours_have_an_exit_code():
     assert NasdistillError("x").exit_code == 1
+
+
+def test_spread_and_neighbours_are_new_and_belong_to_their_spaces(digits, tmp_path):
+    from nasdistill.interfaces import Strategy
+
+    class Look(Strategy):
+        def run(self, session):
+            first = session.propose(session.spread(4))
+            spaces = [c.architecture.space for c in first]
+            assert sorted(spaces) == ["spaces:conv_vit"] * 2 + ["spaces:resnet_s0"] * 2
+            near = session.neighbours(first, 2)
+            assert len(set(near) | {c.architecture for c in first}) == 6, "nothing twice"
+            for architecture, parent in zip(near, first, strict=False):
+                assert architecture.space == parent.architecture.space
+            session.prune(first, "seen")
+            self.seen = [c.architecture for c in first] + near
+
+    looks = []
+
+    def change(strategy, name):
+        looks.append(Look())
+        return looks[-1]
+
+    for run in ("one", "two"):
+        host = _Wrapped(Host.load(third_party=False), Kind.STRATEGY, change)
+        run_search(tiny(digits), tmp_path / run, host=host)
+    assert looks[0].seen == looks[1].seen
+
+
+def test_a_disk_that_fills_up_ends_the_run_in_words_and_keeps_what_is_finished(digits, tmp_path, monkeypatch):
+    from nasdistill.search import session as module
+
+    saved = []
+
+    def full(model, path):
+        if len(saved) == 3:
+            raise OSError(28, "No space left on device")
+        saved.append(path)
+        return real(model, path)
+
+    real = module.save_weights
+    monkeypatch.setattr(module, "save_weights", full)
+    with pytest.raises(NasdistillError, match="No space left") as caught:
+        run_search(tiny(digits), tmp_path / "run", host=Host.load(third_party=False))
+    assert "nasdistill show" in str(caught.value)
+    shown = build_result(RunDirectory.open(tmp_path / "run"))
+    assert shown["state"] == "failed"
+    assert sum(len(o["results"]) for o in RunDirectory.open(tmp_path / "run").outcomes()) == 3
