@@ -1,7 +1,8 @@
 """How well scores rank what was measured later: rank correlations with intervals, and the regret of choosing by them.
 
 A missing score (None: the proxy failed) ranks behind every other one, as it does in a search. A missing truth takes
-the candidate out of the comparison. Fewer than three candidates, or a constant column, have no correlation: None.
+the candidate out of the comparison. Fewer than three candidates with a score, or a constant column, have no
+correlation: None.
 """
 
 from __future__ import annotations
@@ -189,7 +190,7 @@ def _differences(column: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _coefficient(kind: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> float | None:
     """The coefficient of two columns, None when undefined."""
-    if len(x) < 3 or np.all(x == x[0]) or np.all(y == y[0]):
+    if np.isfinite(x).sum() < 3 or np.all(x == x[0]) or np.all(y == y[0]):
         return None
     if kind == "spearman":
         # Ranks first: infinities (failed scores) have a rank but no product.

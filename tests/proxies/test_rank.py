@@ -51,7 +51,7 @@ def test_known_values():
 def test_kendall_equals_the_count_of_pairs(scores, rng):
     truth = [rng.randint(0, 6) / 2 for _ in scores]
     filled = [-math.inf if score is None else score for score in scores]
-    expected = naive_kendall(filled, truth)
+    expected = naive_kendall(filled, truth) if sum(math.isfinite(x) for x in filled) >= 3 else None
     found = kendall(scores, truth)
     assert (found is None) == (expected is None)
     if expected is not None:
@@ -69,7 +69,7 @@ def test_a_missing_score_ranks_behind_every_other(scores):
 
 def test_nan_counts_as_missing():
     assert ranks([1.0, math.nan, 2.0]) == [2.0, 3.0, 1.0]
-    assert spearman([1, math.nan, 2], [2, 1, 3]) == pytest.approx(1.0)
+    assert spearman([1, math.nan, 2, 3], [2, 1, 3, 4]) == pytest.approx(1.0)
 
 
 def test_partial_correlation_removes_what_a_third_column_explains():
@@ -96,7 +96,7 @@ def test_a_missing_truth_leaves_the_comparison():
     assert correlation("kendall", [1, 9, 2, 3], [1, None, 2, 3]).n == 3
 
 
-@pytest.mark.parametrize("column", [[1, 2], [1, 1, 1], [None, None, None]])
+@pytest.mark.parametrize("column", [[1, 2], [1, 1, 1], [None, None, None], [1, 2, None, None]])
 def test_undefined_correlations_are_none(column):
     truth = list(range(len(column)))
     assert spearman(column, truth) is None
