@@ -68,7 +68,7 @@ BUILTINS = {
             "stem_width": [32], "width": [128], "depth": [6], "reduction": [0], "heads": [4], "mlp_ratio": [4],
             "attention": ["softmax"],
         },
-        plan=SupervisedPlan(epochs=24, batch_size=32, lr=1e-3, ema=0.99),
+        plan=SupervisedPlan(epochs=28, batch_size=32, lr=2e-3, weight_decay=0.1, ema=0.995, drop_path=0.5),
     )
 }  # fmt: skip
 

@@ -1,8 +1,13 @@
 """Plain supervised training, bit-reproducible: how bundled teachers come to be.
 
-AdamW with decay on matrices and kernels only, linear warm-up and cosine decay, label smoothing, clipped gradients, and
-an exponential moving average of weights and buffers, which is the result. It runs on one thread: sums then have one
-order, and two trainings give equal bits.
+AdamW with decay on matrices and kernels only, linear warm-up and cosine decay, label smoothing, clipped gradients,
+stochastic depth, and an exponential moving average of weights and buffers, which is the result. It runs on one thread:
+sums then have one order, and two trainings give equal bits.
+
+Stochastic depth, "Deep Networks with Stochastic Depth", arXiv 1603.09382: in a step, block l of L is skipped with
+probability ``p l / (L - 1)``; a block that runs counts ``1 / (1 - p l / (L - 1))`` times, so that the expectation is
+that of the whole network and nothing has to be scaled afterwards (the paper scales at test time). The draw is per
+batch, as there, so a skipped block also costs nothing.
 """
 
 from __future__ import annotations
@@ -13,10 +18,11 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from nasdistill.errors import NasdistillError
 from nasdistill.interfaces.task import Split, Task
@@ -36,6 +42,7 @@ class SupervisedPlan:
         label_smoothing: share of the target spread over all classes.
         ema: decay per step of the averaged weights.
         clip: largest gradient norm.
+        drop_path: probability p of skipping the last block; needs a network with residual `blocks`.
         seed: of order, augmentation and whatever the model draws.
     """
 
@@ -47,6 +54,7 @@ class SupervisedPlan:
     label_smoothing: float = 0.1
     ema: float = 0.99
     clip: float = 1.0
+    drop_path: float = 0.0
     seed: int = 0
 
 
@@ -78,7 +86,9 @@ def train(model: nn.Module, task: Task, plan: SupervisedPlan, say: Callable[[str
                 for group in optimizer.param_groups:
                     group["lr"] = plan.lr * share
                 assert batch.labels is not None  # classification data
-                loss = F.cross_entropy(task.forward(model, batch), batch.labels, label_smoothing=plan.label_smoothing)
+                with _stochastic_depth(model, plan.drop_path):
+                    output = task.forward(model, batch)
+                loss = F.cross_entropy(output, batch.labels, label_smoothing=plan.label_smoothing)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
@@ -101,6 +111,32 @@ def accuracy(model: nn.Module, task: Task, split: Split) -> float:
         pairs = [(task.forward(model, batch), batch.labels) for batch in task.batches(split, batch_size=256)]
     labels = torch.cat([label for _, label in pairs if label is not None])
     return task.score(torch.cat([output for output, _ in pairs]), labels)
+
+
+@contextlib.contextmanager
+def _stochastic_depth(model: nn.Module, rate: float) -> Iterator[None]:
+    """Skip some of ``model.blocks`` in the forwards inside, drawn from torch's global generator."""
+    blocks = list(cast("nn.ModuleList", model.blocks)) if rate > 0 else []
+    for number, block in enumerate(blocks):
+        skip = rate * number / max(1, len(blocks) - 1)
+        block.forward = _skipped if bool(torch.rand(()) < skip) else _weighted(block.forward, 1 / (1 - skip))
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward  # the instance's; the class has its own
+
+
+def _skipped(x: Tensor, *_: Any) -> Tensor:
+    """Return the input: the block without its residual branch."""
+    return x
+
+
+def _weighted(forward: Callable[..., Tensor], factor: float) -> Callable[..., Tensor]:
+    """Return `forward` with its residual part counted `factor` times."""
+    if factor == 1:
+        return forward
+    return lambda x, *rest: torch.lerp(x, forward(x, *rest), factor)
 
 
 @torch.no_grad()

@@ -478,6 +478,32 @@ def test_training_equals_a_plain_loop_without_averaging(digits):
     assert torch.allclose(ours[1].weight, model[1].weight, atol=1e-6)
 
 
+def test_stochastic_depth_has_the_whole_network_as_its_mean_and_leaves_nothing_behind():
+    from nasdistill_teachers.training import _stochastic_depth
+
+    class Residual(nn.Module):
+        def __init__(self, factor):
+            super().__init__()
+            self.factor = factor
+
+        def forward(self, x):
+            return x + self.factor * x
+
+    model = nn.Module()
+    model.blocks = nn.ModuleList(Residual(factor) for factor in (0.5, -0.25, 1.0))
+    torch.manual_seed(0)
+    results = []
+    for _ in range(4000):
+        with _stochastic_depth(model, 0.5):
+            x = torch.ones(())
+            for block in model.blocks:
+                x = block(x)
+        results.append(float(x))
+    assert set(results) == {1.5, 1.5 * 3, 1.5 * (2 / 3), 4.5 * (2 / 3)}  # the first always runs; kept ones count more
+    assert sum(results) / 4000 == pytest.approx(1.5 * 0.75 * 2, abs=0.06)
+    assert not any("forward" in vars(block) for block in model.blocks)
+
+
 @pytest.mark.slow
 def test_builtin_digits_reaches_98_percent(host, digits, tmp_path_factory):
     """The real recipe, into the cache that the environment names (so that other runs find it)."""
