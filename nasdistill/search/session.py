@@ -24,7 +24,7 @@ from nasdistill.distill import train
 from nasdistill.errors import NasdistillError, TrialFailure
 from nasdistill.interfaces import Candidate, Evaluation, Prepared, SearchSpace
 from nasdistill.measure import Meter
-from nasdistill.measure.proxies import run_proxy
+from nasdistill.measure.proxies import ProxyOutcome, run_proxy
 from nasdistill.search.events import Event, Listener
 from nasdistill.search.pareto import non_dominated, rank_order
 from nasdistill.search.parts import Parts
@@ -182,38 +182,41 @@ class Session:
 
     def score(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Rung ``proxies``: every configured proxy; a failing proxy is recorded and does not end the trial."""
-        proxies = self.parts.components.proxies
-        task = self.parts.task
-        needed = max((proxy.batches_needed() for proxy, _ in proxies.values()), default=1)
-        size = self.parts.config.training.batch_size
-        batches = tuple(b for b, _ in zip(task.batches("train", batch_size=size), range(needed), strict=False))
 
         def work(candidate: Candidate) -> None:
             # Proxies score the network as it would start without a teacher's weights: that is what they are defined on.
             model = self.build(candidate, inherit=False).to(self.parts.device)
-            problems, seconds = {}, {}
-            for name, (proxy, tags) in proxies.items():
-                outcome = run_proxy(
-                    proxy,
-                    tags,
-                    model=model,
-                    teacher=self.parts.teacher.model if tags.needs_teacher else None,
-                    batches=batches,
-                    forward=task.forward,
-                    loss=task.loss,
-                    io=task.io,
-                    cost=candidate.cost,
-                    # One seed for all candidates: what a proxy draws then cancels in their order.
-                    seed=derive_seed(self.seed, "proxy", name),
-                )
-                candidate.proxies[name] = outcome.value
-                seconds[name] = outcome.seconds
-                if outcome.problem:
-                    problems[name] = outcome.problem
-            self.records[candidate.number]["proxy_problems"] = problems
-            self.records[candidate.number]["proxy_seconds"] = seconds
+            outcomes = self.run_proxies(model, candidate.cost)
+            candidate.proxies |= {name: outcome.value for name, outcome in outcomes.items()}
+            record = self.records[candidate.number]
+            record["proxy_problems"] = {name: o.problem for name, o in outcomes.items() if o.problem}
+            record["proxy_seconds"] = {name: o.seconds for name, o in outcomes.items()}
 
-        return self._rung("proxies", candidates, work, lambda c: set(proxies) <= set(c.proxies))
+        names = set(self.parts.components.proxies)
+        return self._rung("proxies", candidates, work, lambda c: names <= set(c.proxies))
+
+    def run_proxies(self, model: nn.Module, cost: Cost | None) -> dict[str, ProxyOutcome]:
+        """Score a network with every configured proxy."""
+        proxies, task = self.parts.components.proxies, self.parts.task
+        needed = max((proxy.batches_needed() for proxy, _ in proxies.values()), default=1)
+        size = self.parts.config.training.batch_size
+        batches = tuple(b for b, _ in zip(task.batches("train", batch_size=size), range(needed), strict=False))
+        return {
+            name: run_proxy(
+                proxy,
+                tags,
+                model=model,
+                teacher=self.parts.teacher.model if tags.needs_teacher else None,
+                batches=batches,
+                forward=task.forward,
+                loss=task.loss,
+                io=task.io,
+                cost=cost,
+                # One seed for all candidates: what a proxy draws then cancels in their order.
+                seed=derive_seed(self.seed, "proxy", name),
+            )
+            for name, (proxy, tags) in proxies.items()
+        }
 
     def measure(
         self, candidates: Sequence[Candidate], *, budget: Budget | None = None, together: bool = False

@@ -344,7 +344,7 @@ def test_a_pilot_that_fails_costs_only_the_estimate(digits, tmp_path):
         def only_the_first_fails(rng):
             asked.append(rng)
             if len(asked) == 1:
-                raise RuntimeError("no sample")
+                raise RuntimeError("no sample")  # the pilot's first
             return sample(rng)
 
         space.sample = only_the_first_fails
