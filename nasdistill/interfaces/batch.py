@@ -18,7 +18,8 @@ class Batch:
             ``attention_mask (B, N)``.
         labels: ``(B,)`` or ``(B, ...)``; None where the data has none.
         ids: ``(B,)`` int64, the samples' fixed positions in their split: with `epoch` they name an augmented input.
-        labelled: ``(B,)`` bool, which labels may be used (semi-supervised data); None means all.
+        labelled: ``(B,)`` bool, which labels may be used (semi-supervised data); None means all. Where it is False the
+            label is no class (bundled tasks put -100, which ``cross_entropy`` ignores).
         epoch: which pass over the data; 0 for evaluation.
         extra: anything a task adds for its own losses (a second tokenisation, alignment matrices, boxes).
     """
