@@ -153,7 +153,7 @@ def _read(source: str) -> list[tuple[Any, str]]:
             ) from None
     try:
         value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ArchitectureError(f"{where}: not valid JSON ({error})") from None
     if isinstance(value, list):
         return [(item, f"{where}[{i}]") for i, item in enumerate(value)]

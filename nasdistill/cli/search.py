@@ -144,7 +144,7 @@ def _toml_value(raw: str, item: str) -> Any:
         raise UsageError(f"--set {item!r}: write KEY=VALUE, such as training.lr=1e-3")
     try:
         return tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML, or a number of thousands of digits
         return raw
 
 

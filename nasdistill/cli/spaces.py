@@ -197,7 +197,7 @@ def _parse_options(text: str) -> dict[str, Any]:
 
     try:
         value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"--options: not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise UsageError(f"--options: expected a JSON object, got {type(value).__name__}")

@@ -136,6 +136,8 @@ class Architecture:
         """
         if not isinstance(value, dict):
             raise ArchitectureError(f"{where}: expected a JSON object, got {type(value).__name__}")
+        if _has_lone_surrogate(value):
+            raise ArchitectureError(f"{where}: a text in it cannot be encoded (half of a surrogate pair)")
         if value.get("format", FORMAT) != FORMAT:
             raise ArchitectureError(f"{where}: format {value['format']!r} is not {FORMAT!r}")
         file_version = value.get("format_version", FORMAT_VERSION)
@@ -182,6 +184,15 @@ class Architecture:
                 raise ArchitectureError(f"cannot read architecture file {where}: {error}") from None
         try:
             value = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise ArchitectureError(f"{where}: not valid JSON ({error})") from None
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits is a plain ValueError
+            raise ArchitectureError(f"{where}: not valid JSON ({str(error)[:200]})") from None
         return cls.from_json(value, where=where)
+
+
+def _has_lone_surrogate(value: Any) -> bool:
+    """Return whether a name or text in JSON data cannot be written as UTF-8 (JSON's escapes can spell such texts)."""
+    if isinstance(value, str):
+        return any("\ud800" <= letter <= "\udfff" for letter in value)
+    if isinstance(value, dict):
+        return any(map(_has_lone_surrogate, (*value.keys(), *value.values())))
+    return isinstance(value, list) and any(map(_has_lone_surrogate, value))

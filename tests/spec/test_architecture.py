@@ -80,6 +80,24 @@ def test_any_text_is_refused_in_words(text):
         Architecture.load("{" + text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"space": "p:s", "params": {"a": ' + "1" * 5000 + "}}",
+        '{"space": "p:s", "params": {"a": ' + "[" * 100_000,
+        '{"space": "\\ud800", "params": {"a": 1}}',
+        '{"space": "p:s", "params": {"\\udfff": 1}}',
+        '{"space": "p:s", "params": {"a": "\\ud800x"}}',
+        '{"space": "p:s", "params": {"a": 1e999}}',
+    ],
+    ids=["digits", "depth", "space", "axis", "value", "infinity"],
+)
+def test_json_that_python_cannot_hold_is_refused_in_words(text):
+    with pytest.raises(ArchitectureError) as caught:
+        Architecture.load(text)
+    assert len(str(caught.value).encode()) < 400
+
+
 def test_unreadable_files_are_named(tmp_path):
     with pytest.raises(ArchitectureError, match="missing"):
         Architecture.load(tmp_path / "missing.json")

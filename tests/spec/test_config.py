@@ -68,6 +68,13 @@ def test_any_bytes_are_read_or_refused_in_words(tmp_path_factory, data):
         assert "c.toml" in str(error)
 
 
+@pytest.mark.parametrize("text", ["a = " + "1" * 5000, "a = " + "[" * 100_000], ids=["digits", "depth"])
+def test_toml_that_python_cannot_hold_is_refused_in_words(tmp_path, text):
+    (tmp_path / "c.toml").write_text(text)
+    with pytest.raises(ConfigError, match=r"c\.toml is not valid TOML"):
+        load_config(tmp_path / "c.toml")
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"nothing\.toml"):
         load_config(tmp_path / "nothing.toml")
