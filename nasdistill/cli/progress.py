@@ -34,7 +34,10 @@ class Display:
             from rich.console import Console
             from rich.live import Live
 
-            self._screen = Live(console=Console(stderr=True), refresh_per_second=4, transient=True)
+            # Rendered anew four times a second, so that the clock moves while a step takes long.
+            self._screen = Live(
+                get_renderable=self._render, console=Console(stderr=True), refresh_per_second=4, transient=True
+            )
             self._screen.start()
         return self
 
@@ -59,8 +62,6 @@ class Display:
             self._trial = event.text
         elif event.text and (event.kind != "rung" or not self._live):
             self._say(event.text)
-        if self._screen is not None:
-            self._screen.update(self._render())
 
     def _say(self, text: str) -> None:
         stamp = f"[{time.monotonic() - self._start:6.1f} s] "
