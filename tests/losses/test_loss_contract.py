@@ -57,6 +57,7 @@ PAIRS = {
         lambda: Vision(),
     ),
 }
+LOSSES = sorted({loss for loss, *_ in PAIRS.values()})
 STEP = StepInfo()
 
 
@@ -96,9 +97,7 @@ def case(host, request):
 
 
 def test_every_bundled_loss_is_here(host):
-    assert {spec.spec.name if hasattr(spec, "spec") else spec.name for spec in host.specs(Kind.LOSS)} >= {
-        loss for loss, *_ in PAIRS.values()
-    }
+    assert {record.name for record in host.specs(Kind.LOSS)} == set(LOSSES)
 
 
 def test_finite_nonnegative_and_declared_parameters(case):
@@ -253,6 +252,33 @@ def test_other_class_counts_are_refused(host):
     teacher.head = torch.nn.Linear(16, 7)
     with pytest.raises(MismatchError, match=r"\(5,\) at logits.*\(7,\) at logits"):
         host.create(Kind.LOSS, "kd").build(_geometry(student, "s"), _geometry(teacher, "t"), {})
+
+
+def _sevenfold(model):
+    """Give a toy a seventh class."""
+    model.head = torch.nn.Linear(model.head.in_features, 7)
+    return model
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(
+    ("tag", "student", "teacher"),
+    [
+        ("same_width", Vision(16, 2), Vision(24, 2)),
+        ("same_heads", Vision(24, 2), Vision(24, 3)),
+        ("same_classes", Vision(24, 2), _sevenfold(Vision(24, 2))),
+    ],
+    ids=["width", "heads", "classes"],
+)
+def test_pairs_that_differ_are_refused_exactly_where_the_tags_say(host, loss, tag, student, teacher):
+    built = host.create(Kind.LOSS, loss)
+    pair = _geometry(student, "s"), _geometry(teacher, "t")
+    if getattr(host.tags(Kind.LOSS, loss), tag):
+        with pytest.raises(MismatchError):
+            built.build(*pair, {})
+    else:
+        built.build(*pair, {})
+        assert built.sites().student
 
 
 @pytest.mark.parametrize("loss", ["minilm", "minilmv2"])
