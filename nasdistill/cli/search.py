@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
     from nasdistill.cli.output import is_quiet, print_json, print_table
     from nasdistill.cli.progress import Display
     from nasdistill.search.events import silent
-    from nasdistill.search.run import run_search, summary_header, summary_rows
+    from nasdistill.search.run import run_search
+    from nasdistill.search.summary import summary_header, summary_rows
     from nasdistill.store import RunDirectory
 
     out = args.out if args.out is not None else RunDirectory.next_free(Path("runs") / name)

@@ -18,7 +18,7 @@ def run(args: argparse.Namespace) -> int:
     from nasdistill.cli.output import print_json, print_table
     from nasdistill.cli.search import closing_lines
     from nasdistill.search.result import build_result
-    from nasdistill.search.run import summary_header, summary_rows
+    from nasdistill.search.summary import summary_header, summary_rows
     from nasdistill.store import RunDirectory
 
     directory = RunDirectory.open(args.run)

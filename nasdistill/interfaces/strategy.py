@@ -110,7 +110,10 @@ class SearchSession(Protocol):
     def measure(
         self, candidates: Sequence[Candidate], *, budget: Budget | None = None, together: bool = False
     ) -> list[Candidate]:
-        """Rung ``latency``: every configured target; `together` times all of them interleaved with the teacher."""
+        """Rung ``latency``: time candidates, on the primary target alone, which is what decides who goes on.
+
+        With `together` they are timed on every target, in the same rounds as the teacher and each other.
+        """
 
     def distill(self, candidates: Sequence[Candidate], epochs: int, rung: str) -> list[Candidate]:
         """Rung `rung`: train up to `epochs` epochs in all (going on from an earlier rung) and evaluate on

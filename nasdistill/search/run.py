@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
-import random
 import shutil
 import time
 from dataclasses import replace
@@ -14,7 +12,7 @@ from typing import Any
 import optuna
 import torch
 
-from nasdistill.distill import evaluate, train
+from nasdistill.distill import evaluate
 from nasdistill.errors import NasdistillError
 from nasdistill.host import Host
 from nasdistill.interfaces import Candidate
@@ -27,12 +25,12 @@ from nasdistill.search.parts import (
     create_components,
     open_parts,
     parameter_count,
-    space_summary,
 )
+from nasdistill.search.plan import make_plan
 from nasdistill.search.result import build_result, student_id
 from nasdistill.search.session import Session
 from nasdistill.search.study import Proposals
-from nasdistill.seeds import derive_seed, seeded
+from nasdistill.seeds import derive_seed
 from nasdistill.spec.config import RunConfig
 from nasdistill.spec.measurement import Budget
 from nasdistill.store import RunDirectory, save_student, weights_hash
@@ -265,118 +263,3 @@ def _record_teacher(run: RunDirectory, session: Session) -> None:
     facts["primary_target"] = session.primary_target
     facts["targets"] = {name: report.to_json() for name, report in session.teacher_reports.items()}
     run.write("teacher.json", facts)
-
-
-# ---- the plan -----------------------------------------------------------------------------------------------------
-
-
-def make_plan(parts: Parts, session: Session) -> Event:
-    """Return the plan as an event: a few lines, with a time estimate from a timed pilot."""
-    lines = [
-        f"space    {row['space']}: {_count(row['size'])} architectures, {row['axes']} axes"
-        for row in space_summary(parts.spaces)
-    ]
-    latency = session.teacher_reports[session.primary_target].latency
-    lines.append(
-        f"teacher  {parts.teacher.label}: {parameter_count(parts.teacher.model) / 1e3:.0f}k parameters, "
-        f"{latency.value_ms:.3f} ms on {session.primary_target}"
-    )
-    lines.append(f"targets  {', '.join(session.meters)}")
-    rows = parts.components.strategy.plan(session.trials)
-    seconds = pilot(parts, session)
-    total = 0.0
-    for row in rows:
-        cost = seconds["epoch"] * row["epochs"] if "epochs" in row else seconds.get(row["rung"], 0.0)
-        spent = cost * row["candidates"]
-        total += spent
-        detail = f", {row['epochs']} epochs each" if "epochs" in row else ""
-        lines.append(f"rung     {row['rung']}: about {row['candidates']} candidates{detail}, {_time(spent)}")
-    lines.append(f"estimate {_time(total)} in all, from a pilot of one candidate per space")
-    return Event("plan", "\n".join(lines), facts={"rungs": rows, "seconds": total})
-
-
-def pilot(parts: Parts, session: Session) -> dict[str, float]:
-    """Return mean seconds of the proxies, of one measurement and of one epoch, over one candidate per space.
-
-    The rungs let mostly small candidates through, so the pilot takes the second smallest of nine random ones. The
-    timed epoch comes after one with the same data: what the teacher does once for all students is not counted.
-    """
-    found: dict[str, list[float]] = {"proxies": [], "latency": [], "epoch": []}
-    task, config = parts.task, parts.config
-    seed = config.search.seed
-    once = config.training.model_copy(update={"distinct_epochs": 1})
-    for space in parts.spaces.values():
-        try:
-            rng = random.Random(derive_seed(seed, "pilot", space.id))
-            archs = sorted((space.sample(rng) for _ in range(9)), key=lambda arch: space.cost(arch, task.io).macs)
-            arch = archs[1]
-            with seeded(seed, "pilot"):
-                model = space.build(arch, task.io).eval()
-            start = time.monotonic()
-            session.run_proxies(model.to(parts.device), space.cost(arch, task.io))
-            found["proxies"].append(time.monotonic() - start)
-            start = time.monotonic()
-            for meter in session.meters.values():
-                meter.report(model.cpu(), session.example(), name="pilot")
-            found["latency"].append(time.monotonic() - start)
-            result = train(
-                model,
-                task,
-                parts.teacher,
-                config.objective,
-                once,
-                epochs=2,
-                seed=0,
-                data_seed=derive_seed(seed, "data"),
-                host=parts.host,
-                cache=parts.cache,
-                layer_map=space.layer_map(arch, parts.geometry) or None,
-                device=parts.device,
-            )
-            found["epoch"].append(result.history[-1].seconds)
-        except Exception:
-            continue  # an estimate is not worth failing for; the trial itself will say what is wrong
-    return {name: sum(values) / len(values) if values else 0.0 for name, values in found.items()}
-
-
-def _count(number: int) -> str:
-    return f"{number:,}" if number < 1_000_000 else f"{number:.1e}"
-
-
-def _time(seconds: float) -> str:
-    if not math.isfinite(seconds):
-        return "unknown"
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
-
-
-def summary_header(result: dict[str, Any]) -> list[str]:
-    """Return the column names that go with :func:`summary_rows`."""
-    metric = (result.get("metric") or {}).get("name", "score")
-    targets = [f"{name.split(':', 1)[-1]} ms [interval] ratio" for name in result["teacher"]["latency_ms"]]
-    return ["student", "space", f"val {metric} %", f"test {metric} %", *targets, "params", "MACs"]
-
-
-def summary_rows(result: dict[str, Any]) -> list[list[str]]:
-    """Return teacher and front as table rows: id, space, validation, test, latency per target, parameters, MACs."""
-    teacher = result["teacher"]
-    return [
-        _cells("teacher", teacher.get("name") or "", teacher, teacher),
-        *(_cells(s["id"], s["architecture"]["space"].split(":", 1)[-1], s, teacher) for s in result["front"]),
-    ]
-
-
-def _cells(name: str, kind: str, item: dict[str, Any], teacher: dict[str, Any]) -> list[str]:
-    def percent(value: float | None) -> str:
-        return "-" if value is None else f"{100 * value:.2f}"
-
-    cells = [name, kind, percent(item.get("score")), percent(item.get("test_score"))]
-    for target in teacher["latency_ms"]:
-        value = item["latency_ms"].get(target)
-        if value is None:
-            cells.append("-")
-            continue
-        ratio = (item.get("latency_ratio", {}).get(target) or {"value": 1.0})["value"]
-        cells.append(f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}] {ratio:.3f}x")
-    params, macs = item.get("params"), item.get("macs")
-    cells += ["-" if params is None else f"{params:,}", "-" if macs is None else f"{macs:,}"]
-    return cells

@@ -221,19 +221,21 @@ class Session:
     def measure(
         self, candidates: Sequence[Candidate], *, budget: Budget | None = None, together: bool = False
     ) -> list[Candidate]:
-        """Rung ``latency``: every target; `together` times all candidates interleaved with the teacher."""
+        """Rung ``latency``: the primary target, one by one; `together`: every target, in the teacher's own rounds."""
         if together:
             return self._measure_together(candidates, budget)
         self.measure_teacher()
+        name = self.primary_target
 
         def work(candidate: Candidate) -> None:
-            model = self.build(candidate).cpu()
-            for name, meter in self.meters.items():
-                candidate.targets[name] = meter.report(model, self.example(), name=f"trial{candidate.number:04d}")
+            label = f"trial{candidate.number:04d}"
+            candidate.targets[name] = self.meters[name].report(
+                self.build(candidate).cpu(), self.example(), label, budget
+            )
             self._limit_latency(candidate)
             self._enforce(candidate)
 
-        return self._rung("latency", candidates, work, lambda c: set(self.meters) <= set(c.targets))
+        return self._rung("latency", candidates, work, lambda c: name in c.targets)
 
     def _limit_latency(self, candidate: Candidate) -> None:
         """Compare the upper end of the latency's interval with the limit, where there is one."""

@@ -1,0 +1,91 @@
+"""The plan shown before a run: spaces, teacher, targets, rungs, and how long it may take by a timed pilot."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+
+from nasdistill.distill import train
+from nasdistill.search.events import Event
+from nasdistill.search.parts import Parts, parameter_count, space_summary
+from nasdistill.search.session import Session
+from nasdistill.seeds import derive_seed, seeded
+
+
+def make_plan(parts: Parts, session: Session) -> Event:
+    """Return the plan as an event: a few lines, with a time estimate from a timed pilot."""
+    lines = [
+        f"space    {row['space']}: {_count(row['size'])} architectures, {row['axes']} axes"
+        for row in space_summary(parts.spaces)
+    ]
+    latency = session.teacher_reports[session.primary_target].latency
+    lines.append(
+        f"teacher  {parts.teacher.label}: {parameter_count(parts.teacher.model) / 1e3:.0f}k parameters, "
+        f"{latency.value_ms:.3f} ms on {session.primary_target}"
+    )
+    lines.append(f"targets  {', '.join(session.meters)}")
+    rows = parts.components.strategy.plan(session.trials)
+    seconds = pilot(parts, session)
+    total = 0.0
+    for row in rows:
+        cost = seconds["epoch"] * row["epochs"] if "epochs" in row else seconds.get(row["rung"], 0.0)
+        spent = cost * row["candidates"]
+        total += spent
+        detail = f", {row['epochs']} epochs each" if "epochs" in row else ""
+        lines.append(f"rung     {row['rung']}: about {row['candidates']} candidates{detail}, {_time(spent)}")
+    lines.append(f"estimate {_time(total)} in all, from a pilot of one candidate per space")
+    return Event("plan", "\n".join(lines), facts={"rungs": rows, "seconds": total})
+
+
+def pilot(parts: Parts, session: Session) -> dict[str, float]:
+    """Return mean seconds of the proxies, of one measurement and of one epoch, over one candidate per space.
+
+    The rungs let mostly small candidates through, so the pilot takes the second smallest of nine random ones. The
+    timed epoch comes after one with the same data: what the teacher does once for all students is not counted.
+    """
+    found: dict[str, list[float]] = {"proxies": [], "latency": [], "epoch": []}
+    task, config = parts.task, parts.config
+    seed = config.search.seed
+    once = config.training.model_copy(update={"distinct_epochs": 1})
+    for space in parts.spaces.values():
+        try:
+            rng = random.Random(derive_seed(seed, "pilot", space.id))
+            archs = sorted((space.sample(rng) for _ in range(9)), key=lambda arch: space.cost(arch, task.io).macs)
+            arch = archs[1]
+            with seeded(seed, "pilot"):
+                model = space.build(arch, task.io).eval()
+            start = time.monotonic()
+            session.run_proxies(model.to(parts.device), space.cost(arch, task.io))
+            found["proxies"].append(time.monotonic() - start)
+            start = time.monotonic()
+            session.meters[session.primary_target].report(model.cpu(), session.example(), name="pilot")
+            found["latency"].append(time.monotonic() - start)
+            result = train(
+                model,
+                task,
+                parts.teacher,
+                config.objective,
+                once,
+                epochs=2,
+                seed=0,
+                data_seed=derive_seed(seed, "data"),
+                host=parts.host,
+                cache=parts.cache,
+                layer_map=space.layer_map(arch, parts.geometry) or None,
+                device=parts.device,
+            )
+            found["epoch"].append(result.history[-1].seconds)
+        except Exception:
+            continue  # an estimate is not worth failing for; the trial itself will say what is wrong
+    return {name: sum(values) / len(values) if values else 0.0 for name, values in found.items()}
+
+
+def _count(number: int) -> str:
+    return f"{number:,}" if number < 1_000_000 else f"{number:.1e}"
+
+
+def _time(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "unknown"
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
