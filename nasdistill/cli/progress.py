@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 
+_QUIET = 30.0
+"""Seconds without a line after which, off a terminal, the running epoch is named."""
+
+
 class Display:
     """A listener for search events; use it as a context manager.
 
@@ -22,6 +26,7 @@ class Display:
     def __init__(self, live: bool | None = None) -> None:
         self._live = sys.stderr.isatty() if live is None else live
         self._start = time.monotonic()
+        self._said = self._start
         self._estimate: float | None = None
         self._planned_at = self._start
         self._rung = ("", 0, 0)
@@ -60,10 +65,14 @@ class Display:
             self._best = event.text
         if event.kind == "epoch":
             self._trial = event.text
+            # Off a terminal a long training would be silent; short ones need no line for every epoch.
+            if not self._live and time.monotonic() - self._said >= _QUIET:
+                self._say(event.text)
         elif event.text and (event.kind != "rung" or not self._live):
             self._say(event.text)
 
     def _say(self, text: str) -> None:
+        self._said = time.monotonic()
         stamp = f"[{time.monotonic() - self._start:6.1f} s] "
         lines = [stamp + line for line in text.splitlines()]
         if self._screen is not None:

@@ -68,3 +68,14 @@ def test_elsewhere_every_step_is_a_line(capsys: pytest.CaptureFixture[str]):
     lines = [line.partition("] ")[2] for line in err.splitlines()]
     assert lines == ["teacher  builtin:digits", "short: 4 candidates", "trial 7: 0.95", "0.97 at 0.4 ms"]
     assert "\x1b" not in err
+
+
+def test_off_a_terminal_a_long_training_is_not_silent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    display = Display(live=False)
+    for epoch in range(10):
+        now[0] += 10.0
+        display(Event("epoch", f"trial 7: epoch {epoch}"))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("] ")[1] for line in lines] == ["trial 7: epoch 2", "trial 7: epoch 5", "trial 7: epoch 8"]

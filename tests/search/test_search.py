@@ -514,3 +514,31 @@ def test_a_disk_that_fills_up_ends_the_run_in_words_and_keeps_what_is_finished(d
     shown = build_result(RunDirectory.open(tmp_path / "run"))
     assert shown["state"] == "failed"
     assert sum(len(o["results"]) for o in RunDirectory.open(tmp_path / "run").outcomes()) == 3
+
+
+def test_a_folder_of_colour_images_of_another_size(tmp_path):
+    """Own data from a folder: three channels, not square, three classes, measured on ONNX Runtime too."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(["cat", "dog", "emu"]):
+        folder = tmp_path / "images" / name
+        folder.mkdir(parents=True)
+        for number in range(20):
+            pixels = rng.integers(0, 120, (20, 28, 3)) + 60 * (np.arange(3) == label)
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+    pytest.importorskip("onnxruntime")
+    config = tiny(
+        tmp_path / "images",
+        search__trials=2,
+        target=[{"name": "onnxruntime_cpu"}, {"name": "simulated"}],
+        latency__max_seconds=0.1,
+    )
+    result = run_search(config, tmp_path / "run", host=Host.load(third_party=False))
+    assert result["trials"]["failed"] == 0
+    student = result["front"][0]
+    _, io, weights, _ = read_student(RunDirectory.open(tmp_path / "run").student(student["id"]))
+    assert (io.shape, io.outputs) == ((3, 20, 28), 3)
+    assert set(student["latency_ms"]) == {"targets:onnxruntime_cpu", "targets:simulated"}
+    assert weights
