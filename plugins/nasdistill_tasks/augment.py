@@ -20,6 +20,13 @@ def draw(count: int, generator: torch.Generator) -> Tensor:
     return torch.rand((count, DRAWS), generator=generator)
 
 
+def all_shifts(shift: int) -> list[Tensor]:
+    """Return one row of numbers ``(1, DRAWS)`` for each of the ``(2 * shift + 1) ** 2`` shifts of `shift_flip`."""
+    span = 2 * shift + 1
+    middle = [(move + 0.5) / span for move in range(span)]
+    return [torch.tensor([[row, column, 1.0]]) for row in middle for column in middle]
+
+
 def shift_flip(pixels: Tensor, numbers: Tensor, *, shift: int, flip: bool) -> Tensor:
     """Return moved images.
 

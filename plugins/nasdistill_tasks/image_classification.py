@@ -63,6 +63,12 @@ class ImageClassificationOptions(ComponentOptions):
         "auto", description="What happens to training images; `auto` is `shift`, since a flip can change a meaning."
     )
     shift: int | None = Field(None, ge=0, description="Largest shift in pixels; default 1 up to 16 pixels, else 1/8.")
+    validation_shift: int = Field(
+        0,
+        ge=0,
+        le=8,
+        description="Judge every validation image at all shifts up to so many pixels: a finer and steadier score.",
+    )
     max_gigabytes: float = Field(4.0, gt=0, description="Largest memory that the pixels may take.")
     image_column: str | None = Field(None, description="Column of the images in a table.")
     label_column: str | None = Field(None, description="Column of the labels in a table.")
@@ -199,6 +205,16 @@ class ImageClassification(Task):
         count = len(part.labels)
         ids = torch.arange(count)
         numbers = None
+        shift = self.options.validation_shift
+        if split == "validation" and shift and not train:
+            # Each view is a pass of its own with the same ids. The fingerprint leaves this out: no training changes.
+            for moves in augment.all_shifts(shift):
+                for chosen in torch.split(ids, batch_size):
+                    pixels = augment.shift_flip(
+                        part.pixels[chosen], moves.expand(len(chosen), -1), shift=shift, flip=False
+                    )
+                    yield Batch({"image": self._scaled(pixels)}, part.labels[chosen], chosen, None, epoch)
+            return
         if train:
             ids = torch.randperm(count, generator=torch_generator(seed, "order", split, epoch))
             numbers = augment.draw(count, torch_generator(seed, "augment", split, epoch))

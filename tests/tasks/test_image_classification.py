@@ -361,3 +361,22 @@ def test_test_images_are_read_by_their_batches_only(monkeypatch, task):
     assert fresh.example()[0].shape == (1, 1, 8, 8)
     with pytest.raises(TypeError):
         whole(fresh, "test")
+
+
+def test_validation_may_be_judged_at_every_shift():
+    """Nine views of one pixel; each is the image moved by hand, and labels and test images stay as they are."""
+    plain, moved = ImageClassification(), ImageClassification({"validation_shift": 1})
+    plain.prepare()
+    moved.prepare()
+    assert moved.fingerprint == plain.fingerprint
+    images = torch.cat([batch.image for batch in plain.batches("validation", batch_size=100)])
+    views = [batch for batch in moved.batches("validation", batch_size=400)]
+    assert len(views) == 9
+    black = ((torch.zeros(1, 1, 1, 1) - moved._ready.mean) / moved._ready.std).item()
+    padded = torch.nn.functional.pad(images, (1, 1, 1, 1), value=black)
+    for view, (row, column) in zip(views, [(r, c) for r in range(3) for c in range(3)], strict=True):
+        torch.testing.assert_close(view.image, padded[:, :, row : row + 8, column : column + 8])
+        assert torch.equal(view.labels, views[0].labels)
+    torch.testing.assert_close(views[4].image, images)
+    test = [torch.cat([b.image for b in task.batches("test", batch_size=64)]) for task in (plain, moved)]
+    assert torch.equal(*test)
