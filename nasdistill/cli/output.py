@@ -110,11 +110,12 @@ def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    # Text: brackets in a title, heading or cell are not markup
+    table = Table(title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in columns:
-        table.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
+        table.add_column(Text(heading), justify="right" if heading in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # Text: brackets in a cell are not markup
+        table.add_row(*(Text(cell) for cell in row))
     Console(file=sys.stdout).print(table)
 
 

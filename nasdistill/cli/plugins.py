@@ -185,11 +185,13 @@ def describe_options(model: Any) -> list[dict[str, Any]]:
 def _type_text(annotation: Any) -> str:
     """Return a type as it would be written: ``float | None``, ``'adam' | 'sgd'``."""
     from types import NoneType, UnionType
-    from typing import Literal, Union, get_args, get_origin
+    from typing import Annotated, Literal, Union, get_args, get_origin
 
     origin, inner = get_origin(annotation), get_args(annotation)
     if annotation is NoneType:
         return "none"
+    if origin is Annotated:  # the rest are limits of the items, which an error names
+        return _type_text(inner[0])
     if origin is Literal:
         return " | ".join(repr(value) for value in inner)
     if origin in (Union, UnionType):

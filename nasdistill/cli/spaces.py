@@ -167,6 +167,8 @@ def _sample(args: argparse.Namespace) -> int:
         output.warn(f"found only {len(found)} different architectures")
     entries = [_entry(space, arch, io) for arch in found]
     if args.out is not None:
+        if args.out.exists() and not args.out.is_dir():
+            raise UsageError(f"--out {args.out} is a file", hint="Give the name of a folder.")
         args.out.mkdir(parents=True, exist_ok=True)
         for arch in found:
             arch.save(args.out / f"{arch.id}.json")

@@ -217,6 +217,11 @@ def read_toml(path: Path) -> dict[str, Any]:
     """
     try:
         text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"cannot read configuration {path}: there is no such file",
+            hint="nasdistill config init --out FILE writes one to start from.",
+        ) from None
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise ConfigError(f"cannot read configuration {path}: {error}") from None
     try:

@@ -157,7 +157,7 @@ def decode_all(items: Iterable[tuple[str, Callable[[], object]]], count: int, fo
 
 def _decode(name: str, read: Callable[[], object]) -> Tensor:
     """Return one image as ``(C, H, W)`` uint8, C of 1 for grey files and 3 for all others; transparency is dropped."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         content = read()
@@ -172,6 +172,10 @@ def _decode(name: str, read: Callable[[], object]) -> Tensor:
         array = np.array(image.convert("L" if image.mode in ("1", "L", "LA", "La") else "RGB"))
     except DataError:
         raise
+    except UnidentifiedImageError as error:  # its own text names an object in memory
+        raise DataError(
+            f"cannot read image {name}: not a known image format, or damaged", hint="Remove or replace it."
+        ) from error
     # Decoders raise nearly anything on a damaged file (struct.error, SyntaxError, zlib.error ...).
     except Exception as error:
         text = str(error).strip().splitlines() or [""]

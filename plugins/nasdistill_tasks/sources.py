@@ -131,7 +131,8 @@ def read_npz(path: Path, form: Form) -> Source:
     if "train" not in found:
         raise DataError(
             f"{path} has no training images: expected arrays 'x' and 'y', or 'x_train' and 'y_train' (and x_val, "
-            f"y_val, x_test, y_test); it has {_names(arrays)}"
+            f"y_val, x_test, y_test); it has {_names(arrays)}",
+            hint="numpy.savez(PATH, x=images, y=labels) writes such a file.",
         )
     texts, scales = [], set()
     pixels, labels = {}, {}
