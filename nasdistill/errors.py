@@ -7,6 +7,7 @@ traceback and exits with :attr:`NasdistillError.exit_code`.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -83,6 +84,29 @@ class TrialFailure(NasdistillError):
     def __init__(self, reason: str, message: str, *, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.reason = reason
+
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """Return any exception as one line, for a message that says more than the exception itself.
+
+    It is the type and the first non-empty line of the text, without terminal colours and closing full stop; the errors
+    of this module are made to be read and come without their type.
+
+    Args:
+        error: what was raised.
+        limit: how many characters at most.
+    """
+    text = error.message if isinstance(error, NasdistillError) else str(error)
+    lines = [line.strip() for line in _COLOUR.sub("", text).splitlines() if line.strip()]
+    first = lines[0].rstrip(".") if lines else ""
+    name = type(error).__name__
+    if not first:
+        return name
+    shown = first if isinstance(error, NasdistillError) else f"{name}: {first}"
+    return shown if len(shown) <= limit else shown[: limit - 4].rstrip() + " ..."
 
 
 def did_you_mean(name: str, known: Iterable[str], *, limit: int = 3) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from nasdistill._version import __version__
 from nasdistill.cli.table import COMMANDS
-from nasdistill.errors import BrokenComponentError, NasdistillError, UsageError, did_you_mean
+from nasdistill.errors import BrokenComponentError, NasdistillError, UsageError, did_you_mean, one_line
 
 if TYPE_CHECKING:
     from nasdistill.host import Host
@@ -113,10 +113,8 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 def _bug(error: BaseException, *, debug: bool) -> int:
     """Report an exception that nobody foresaw."""
-    lines = str(error).strip().splitlines()
-    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     more = "" if debug else "\n  The same command with --debug shows the traceback."
-    _complain(f"error: this is a bug in nasdistill: {text}{more}", debug=debug)
+    _complain(f"error: this is a bug in nasdistill: {one_line(error)}{more}", debug=debug)
     return 1
 
 
@@ -255,7 +253,7 @@ def _find_in_plugins(name: str, common: argparse.Namespace) -> tuple[Declare, Ru
             except (NasdistillError, OSError, MemoryError):
                 raise
             except Exception as error:
-                raise BrokenComponentError(f"{origin} failed: {type(error).__name__}: {error}") from error
+                raise BrokenComponentError(f"{origin} failed: {one_line(error)}") from error
 
         return call
 

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nasdistill.errors import NasdistillError, one_line
+
 if TYPE_CHECKING:
     from nasdistill.host import Host
 
@@ -114,7 +116,7 @@ def _torch() -> dict[str, Any]:
     try:
         import torch
     except Exception as error:  # a broken build may raise anything
-        return {"ok": False, "problem": f"{type(error).__name__}: {error}"}
+        return {"ok": False, "problem": one_line(error)}
     accelerators = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
     return {
         "ok": True,
@@ -174,7 +176,6 @@ def _extras() -> dict[str, dict[str, Any]]:
 
 def _targets(host: Host) -> dict[str, dict[str, Any]]:
     """Return, for each target, whether it works here and why not."""
-    from nasdistill.errors import NasdistillError
     from nasdistill.spec.component import Kind
 
     found: dict[str, dict[str, Any]] = {}
@@ -185,7 +186,7 @@ def _targets(host: Host) -> dict[str, dict[str, Any]]:
         except NasdistillError as error:
             found[record.id] = {"ok": False, "reason": str(error).replace("\n  ", "; ")}
         except Exception as error:  # a plugin's probe must not raise; one that does is one more thing to report
-            found[record.id] = {"ok": False, "reason": f"its probe failed: {type(error).__name__}: {error}"}
+            found[record.id] = {"ok": False, "reason": f"its probe failed: {one_line(error)}"}
     return found
 
 

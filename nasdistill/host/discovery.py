@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from nasdistill._version import __version__
+from nasdistill.errors import one_line
 from nasdistill.host.bundled import BUNDLED, plugin_name
-from nasdistill.host.problems import PluginProblem, Stage, one_line
+from nasdistill.host.problems import PluginProblem, Stage
 from nasdistill.spec.component import NAME_PATTERN
 
 GROUP = "nasdistill"

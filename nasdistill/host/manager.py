@@ -26,13 +26,14 @@ from nasdistill.errors import (
     UnknownComponentError,
     UsageError,
     did_you_mean,
+    one_line,
 )
 from nasdistill.host import hookspecs
 from nasdistill.host.apiversion import PLUGIN_API, plugin_api
 from nasdistill.host.discovery import PluginSource, bundled_sources, third_party_sources
 from nasdistill.host.hookspecs import HOOKS
 from nasdistill.host.markers import PROJECT
-from nasdistill.host.problems import PluginError, PluginProblem, Stage, one_line
+from nasdistill.host.problems import PluginError, PluginProblem, Stage
 from nasdistill.host.registry import INTERFACES, ComponentRecord, Registry, label
 from nasdistill.spec.component import SPEC_CLASSES, ComponentSpec, Kind, Requirement
 

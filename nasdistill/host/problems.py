@@ -64,11 +64,3 @@ class PluginProblem:
             "cause": self.cause,
             "hint": self.hint,
         }
-
-
-def one_line(error: BaseException) -> str:
-    """Return an exception as one line: its type and the first line of its text."""
-    lines = str(error).strip().splitlines()
-    text = lines[0].strip().rstrip(".") if lines else ""
-    name = type(error).__name__
-    return f"{name}: {text}" if text else name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nasdistill.measure.counting import Work, count_macs, count_params, count_work
 from nasdistill.measure.environment import environment, fingerprint
-from nasdistill.measure.meter import Meter, shorten
+from nasdistill.measure.meter import Meter
 from nasdistill.measure.outputs import deviation, flatten_outputs
 from nasdistill.measure.protocol import (
     Clock,
@@ -25,5 +25,5 @@ __all__ = [
     "REFERENCE_ID", "Clock", "Comparison", "Interval", "Meter", "Rounds", "SystemClock", "Work", "block_length",
     "calibrate", "compare", "count_macs", "count_params", "count_work", "deviation", "drift", "environment",
     "fingerprint", "flatten_outputs", "measure_latency", "measure_together", "measuring", "median_interval",
-    "paired_ratios", "quantiles", "reference_models", "shorten", "time_rounds",
+    "paired_ratios", "quantiles", "reference_models", "time_rounds",
 ]  # fmt: skip

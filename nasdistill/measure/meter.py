@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nasdistill.errors import NasdistillError, TargetUnavailableError, TrialFailure
+from nasdistill.errors import NasdistillError, TargetUnavailableError, TrialFailure, one_line
 from nasdistill.interfaces.target import Prepared, PrepareRequest, Target
 from nasdistill.measure.counting import evaluation_copy
 from nasdistill.measure.environment import environment, fingerprint
@@ -245,16 +244,14 @@ class Meter:
             with torch.random.fork_rng(devices=[]), measuring(1), torch.no_grad():
                 expected = flatten_outputs(model(*example))
         except Exception as error:
-            raise TrialFailure("forward_failed", f"{name} raises {type(error).__name__}: {shorten(error)}") from error
+            raise TrialFailure("forward_failed", f"{name} raises {one_line(error)}") from error
         try:
             with torch.random.fork_rng(devices=[]), measuring(1):
                 prepared = self.target.prepare(PrepareRequest(model, tuple(example), folder, name))
         except NasdistillError:
             raise
         except Exception as error:
-            raise TrialFailure(
-                "prepare_failed", f"{name} on {self.target.id}: {type(error).__name__}: {shorten(error)}"
-            ) from error
+            raise TrialFailure("prepare_failed", f"{name} on {self.target.id}: {one_line(error)}") from error
         try:
             prepared.info["max_rel_error"] = self._check(prepared, expected, name)
         except BaseException:
@@ -274,7 +271,7 @@ class Meter:
             raise
         except Exception as error:
             raise TrialFailure(
-                "prepare_failed", f"{name} does not run on {self.target.id}: {type(error).__name__}: {shorten(error)}"
+                "prepare_failed", f"{name} does not run on {self.target.id}: {one_line(error)}"
             ) from error
         error_found = deviation(found, expected)
         if error_found > self.target.tolerance:
@@ -304,13 +301,6 @@ class Meter:
                     hint="nasdistill doctor shows which targets work; --target chooses others.",
                 )
             self._probed = True
-
-
-def shorten(error: object, limit: int = 300) -> str:
-    """Return the first non-empty line of an error's text, at most `limit` characters, without terminal colours."""
-    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines() if line.strip()]
-    text = lines[0] if lines else "no message"
-    return text if len(text) <= limit else text[: limit - 4].rstrip() + " ..."
 
 
 def _files(artefact: Path) -> list[Path]:

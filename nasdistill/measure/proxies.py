@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from nasdistill.errors import one_line
 from nasdistill.interfaces import Batch, Proxy, ProxyInput, ProxyScore
 from nasdistill.measure.guard import Guard, RandomGuard
 from nasdistill.measure.rank import log_rank_sum, ranks
@@ -119,11 +120,11 @@ def run_proxy(
                 seconds = _now(device) - begin
             except Exception as error:
                 seconds = time.perf_counter() - begin
-                problem = _one_line(error)
+                problem = _problem(error)
             finally:
                 changed = [*random_states.changes(), *inner.settle()]
     except Exception as error:  # copying failed: there was no scoring
-        problem = _one_line(error)
+        problem = _problem(error)
     finally:
         changed += [text for text in guard.settle() if text not in changed]
     if changed:
@@ -180,14 +181,11 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _one_line(error: BaseException) -> str:
-    """Return an exception as one line of moderate length."""
+def _problem(error: BaseException) -> str:
+    """Return what an exception means for a proxy's score."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return "out of memory; a smaller batch needs less"
-    text = " ".join(str(error).split()) or "no message"
-    name = type(error).__name__
-    shown = text if hasattr(error, "hint") else f"{name}: {text}"
-    return shown if len(shown) <= 300 else shown[:297] + "..."
+    return one_line(error)
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 from torch import nn
 
 from nasdistill.distill import train
-from nasdistill.errors import NasdistillError, TrialFailure
+from nasdistill.errors import NasdistillError, TrialFailure, one_line
 from nasdistill.interfaces import Candidate, Evaluation, Prepared, SearchSpace
 from nasdistill.measure import Meter
 from nasdistill.measure.proxies import ProxyOutcome, run_proxy
@@ -453,8 +453,7 @@ class Session:
         except Exception as error:  # one bad candidate never takes the rest down
             if isinstance(error, OSError) and error.errno in _FATAL:
                 raise
-            text = str(error).strip().splitlines()
-            self._finish(candidate, "failed", f"{type(error).__name__}: {text[0] if text else ''}"[:500])
+            self._finish(candidate, "failed", one_line(error))
         else:
             return True
         return False

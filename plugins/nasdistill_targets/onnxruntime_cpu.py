@@ -32,10 +32,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from nasdistill.errors import TargetUnavailableError, TrialFailure
+from nasdistill.errors import TargetUnavailableError, TrialFailure, one_line
 from nasdistill.files import atomic_path
 from nasdistill.interfaces import Availability, Prepared, PrepareRequest, Target
-from nasdistill.measure import shorten
 from nasdistill.spec.options import ComponentOptions
 
 OPSET = 20
@@ -100,7 +99,7 @@ class OnnxRuntimeCpu(Target):
             if isinstance(error, TrialFailure | OSError):
                 raise
             raise TrialFailure(
-                "export_failed", f"{request.name}: onnxruntime cannot load the exported graph: {shorten(error)}"
+                "export_failed", f"{request.name}: onnxruntime cannot load the exported graph: {one_line(error)}"
             ) from error
 
     def _export(self, model: nn.Module, example: tuple[Tensor, ...], path: Path) -> str:
@@ -117,7 +116,7 @@ class OnnxRuntimeCpu(Target):
                 failures.append((exporter, error))
             else:
                 return exporter
-        words = "; ".join(f"{exporter}: {type(error).__name__}: {shorten(error, 200)}" for exporter, error in failures)
+        words = "; ".join(f"{exporter}: {one_line(error, 200)}" for exporter, error in failures)
         raise TrialFailure(
             "export_failed", f"{path.stem} cannot be exported to ONNX ({words})",
             hint="Another attention variant or target may do; torch_cpu needs no export.",

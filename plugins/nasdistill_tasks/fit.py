@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nasdistill.errors import MismatchError
+from nasdistill.errors import MismatchError, one_line
 from nasdistill.seeds import seeded
 from nasdistill.spec.io import IOSpec
 
@@ -47,10 +47,9 @@ def trial_forward(model: nn.Module, images: Tensor, io: IOSpec, *, label: str) -
             output = model.eval()(images.to(where.device))
     # Whatever a foreign model raises on inputs it was not made for.
     except Exception as error:
-        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
         takes = describe_input(model)
         raise MismatchError(
-            f"{label} does not take this data: {f'it takes {takes}, ' if takes else ''}{wanted} ({text})",
+            f"{label} does not take this data: {f'it takes {takes}, ' if takes else ''}{wanted} ({one_line(error)})",
             hint="Choose another model, or set image_size or channels in the task's options.",
         ) from error
     finally:

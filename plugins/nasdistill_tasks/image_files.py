@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nasdistill.errors import DataError
+from nasdistill.errors import DataError, one_line
 from nasdistill.interfaces.task import Split
 from nasdistill_tasks.sources import SPLIT_NAMES, Form, Images, Source, bring
 
@@ -163,23 +163,21 @@ def _decode(name: str, read: Callable[[], object]) -> Tensor:
         content = read()
         image = Image.open(io.BytesIO(content)) if isinstance(content, bytes) else content
         if not isinstance(image, Image.Image):
-            raise TypeError(f"expected an image, got {type(content).__name__}")
-        if image.mode[0] in "IF":
-            raise DataError(
-                f"{name} has {image.mode} pixels; only 8-bit images are read",
-                hint="Convert the images to 8 bits, or store them as floats in an .npz file.",
-            )
-        array = np.array(image.convert("L" if image.mode in ("1", "L", "LA", "La") else "RGB"))
-    except DataError:
-        raise
+            raise DataError(f"expected an image, got {type(content).__name__}")
+        mode = image.mode
+        array = None if mode[0] in "IF" else np.array(image.convert("L" if mode in ("1", "L", "LA", "La") else "RGB"))
     except UnidentifiedImageError as error:  # its own text names an object in memory
         raise DataError(
             f"cannot read image {name}: not a known image format, or damaged", hint="Remove or replace it."
         ) from error
     # Decoders raise nearly anything on a damaged file (struct.error, SyntaxError, zlib.error ...).
     except Exception as error:
-        text = str(error).strip().splitlines() or [""]
-        raise DataError(f"cannot read image {name}: {text[0] or type(error).__name__}") from error
+        raise DataError(f"cannot read image {name}: {one_line(error)}") from error
+    if array is None:
+        raise DataError(
+            f"{name} has {mode} pixels; only 8-bit images are read",
+            hint="Convert the images to 8 bits, or store them as floats in an .npz file.",
+        )
     return torch.from_numpy(array).unsqueeze(0) if array.ndim == 2 else torch.from_numpy(array).permute(2, 0, 1)
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nasdistill.errors import DataError
+from nasdistill.errors import DataError, one_line
 from nasdistill.interfaces.task import Split
 
 SPLIT_NAMES: dict[str, Split] = {
@@ -116,7 +116,7 @@ def read_npz(path: Path, form: Form) -> Source:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError, MemoryError) as error:
         raise DataError(
-            f"cannot read {path}: {_line(error)}", hint="Write it with numpy.savez(path, x=images, y=labels)."
+            f"cannot read {path}: {one_line(error)}", hint="Write it with numpy.savez(path, x=images, y=labels)."
         ) from None
     pairs = {"x": "train", "x_train": "train", "x_val": "validation", "x_validation": "validation", "x_test": "test"}
     found: dict[Split, tuple[str, str]] = {}
@@ -271,9 +271,3 @@ def _labels(array: np.ndarray, count: int, where: str) -> np.ndarray:
 
 def _names(arrays: Mapping[str, Any]) -> str:
     return ", ".join(map(repr, sorted(arrays))) or "nothing"
-
-
-def _line(error: BaseException) -> str:
-    """Return an error's first line with its type."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nasdistill.errors import DataError
+from nasdistill.errors import DataError, one_line
 from nasdistill.interfaces.task import Split
 from nasdistill.seeds import torch_generator
 from nasdistill_tasks.sources import Images
@@ -52,7 +52,7 @@ def _cut(index: np.ndarray, labels: Tensor, share: float, seed: int, origin: str
         counts = torch.bincount(labels)
         raise DataError(
             f"{origin}: too few images to split off {share:.0%} of each class; the smallest class has "
-            f"{int(counts.min())} of {len(labels)} images ({str(error).splitlines()[0]})",
+            f"{int(counts.min())} of {len(labels)} images ({one_line(error)})",
             hint="Add images, or provide separate validation and test data.",
         ) from None
     return stay, taken

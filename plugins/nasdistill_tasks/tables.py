@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from nasdistill.errors import DataError, MissingExtraError
+from nasdistill.errors import DataError, MissingExtraError, one_line
 from nasdistill.interfaces.task import Split
 from nasdistill_tasks.image_files import decode_all
 from nasdistill_tasks.sources import SPLIT_NAMES, Form, Images, Source, number_classes, to_index
@@ -70,8 +70,7 @@ def read_table(
         except DataError:
             raise
         except Exception as error:  # pyarrow and datasets raise many kinds
-            text = str(error).strip().splitlines() or [type(error).__name__]
-            raise DataError(f"cannot read {path}: {text[0]}") from error
+            raise DataError(f"cannot read {path}: {one_line(error)}") from error
         finally:
             if not quiet:
                 datasets.enable_progress_bars()
@@ -170,16 +169,16 @@ def _image(value: Any) -> object:
     if isinstance(value, dict):
         if value.get("bytes") is not None:
             return value["bytes"]
-        raise ValueError("the row has no image bytes (a path outside the table is not followed)")
+        raise DataError("the row has no image bytes (a path outside the table is not followed)")
     if isinstance(value, list):
         from PIL import Image
 
         array = np.array(value)
         if array.dtype.kind not in "ui" or array.min() < 0 or array.max() > 255:
-            raise ValueError("pixels in lists must be integers 0 ... 255")
+            raise DataError("pixels in lists must be integers 0 ... 255")
         if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
             array = array.transpose(1, 2, 0)
         return Image.fromarray(array.astype(np.uint8).squeeze(-1) if array.shape[-1] == 1 else array.astype(np.uint8))
     if value is None:
-        raise ValueError("the row is empty")
+        raise DataError("the row is empty")
     return value

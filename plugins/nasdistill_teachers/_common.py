@@ -9,12 +9,6 @@ from nasdistill.interfaces.teacher import SingleTeacher
 from nasdistill.weights import model_hash
 
 
-def first_line(error: BaseException) -> str:
-    """Return an error's first non-empty line with its type."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
-
-
 def single(model: nn.Module, task: Task, *, label: str, device: str, checked: bool = False) -> SingleTeacher:
     """Check that `model` fits `task`, put it on `device`, and open it under the hash of its weights and structure.
 

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from nasdistill.errors import MismatchError, UsageError, did_you_mean
+from nasdistill.errors import MismatchError, UsageError, did_you_mean, one_line
 from nasdistill.files import atomic_path, content_hash, file_hash, read_json, write_json
 from nasdistill.interfaces.space import SearchSpace
 from nasdistill.interfaces.task import Task
@@ -33,7 +33,7 @@ from nasdistill.seeds import seeded
 from nasdistill.spec.component import Kind
 from nasdistill.spec.io import IOSpec
 from nasdistill.spec.options import ComponentOptions
-from nasdistill_teachers._common import first_line, single
+from nasdistill_teachers._common import single
 from nasdistill_teachers.training import SupervisedPlan, accuracy, train
 
 VERSION = 1
@@ -163,7 +163,7 @@ def _load(model: nn.Module, stem: Path, key: str, label: str, say: Callable[[str
         model.load_state_dict(load_file(weights))
         say(f"{label}: from the cache, validation {record['validation']:.1%}")
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        say(f"{label}: the cached {weights} cannot be used ({first_line(error)}); training it again")
+        say(f"{label}: the cached {weights} cannot be used ({one_line(error)}); training it again")
         return None
     return record
 
@@ -177,4 +177,4 @@ def _keep(model: nn.Module, stem: Path, record: dict[str, Any], label: str, say:
         record["weights"] = file_hash(weights)
         write_json(stem.with_suffix(".json"), record)
     except OSError as error:
-        say(f"warning: {label} cannot be kept in {stem.parent} ({first_line(error)}); the next run trains it again")
+        say(f"warning: {label} cannot be kept in {stem.parent} ({one_line(error)}); the next run trains it again")

@@ -22,12 +22,12 @@ from pydantic import Field
 from torch import nn
 
 from nasdistill.bridge import prepare_imports
-from nasdistill.errors import DataError, MismatchError, NasdistillError, UsageError, did_you_mean
+from nasdistill.errors import DataError, MismatchError, NasdistillError, UsageError, did_you_mean, one_line
 from nasdistill.interfaces.task import Task
 from nasdistill.interfaces.teacher import Teacher, TeacherSession
 from nasdistill.seeds import seeded
 from nasdistill.spec.options import ComponentOptions
-from nasdistill_teachers._common import first_line, single
+from nasdistill_teachers._common import single
 
 
 class TimmOptions(ComponentOptions):
@@ -104,7 +104,7 @@ class TimmTeacher(Teacher):
                 return model
             except (MismatchError, AssertionError, RuntimeError, ValueError, ZeroDivisionError) as error:
                 if self.options.pretrained and not isinstance(error, MismatchError) and "retrained" in str(error):
-                    raise NasdistillError(f"{label} cannot be loaded: {first_line(error)}") from error
+                    raise NasdistillError(f"{label} cannot be loaded: {one_line(error)}") from error
                 first = first or error
             except TypeError as error:
                 strange = [key for key in self.options.model_options if f"'{key}'" in str(error)]
@@ -114,7 +114,7 @@ class TimmTeacher(Teacher):
                     first = first or error
             except OSError as error:  # of the download
                 raise NasdistillError(
-                    f"cannot get the pretrained weights of {label}: {first_line(error)}",
+                    f"cannot get the pretrained weights of {label}: {one_line(error)}",
                     hint='Download them elsewhere and give the file: options = { weights = "model.safetensors" }.',
                 ) from error
         if isinstance(first, MismatchError):
@@ -124,7 +124,7 @@ class TimmTeacher(Teacher):
         usual = " x ".join(map(str, record.input_size)) if record is not None else "larger"
         raise MismatchError(
             f"{label} cannot be built for {' x '.join(map(str, task.io.shape))} images and {task.io.outputs} classes "
-            f"(it is made for {usual}): {first_line(first)}",
+            f"(it is made for {usual}): {one_line(first)}",
             hint="Set image_size in the task's options, model_options (patch_size ...), or choose another model.",
         ) from first
 
@@ -166,7 +166,7 @@ def load_weights(model: nn.Module, path: Path, task: Task, label: str) -> None:
         state = load_state_dict(str(path), weights_only=True)
     except Exception as error:  # unpicklers raise nearly anything on foreign bytes
         raise DataError(
-            f"{label}: cannot read the weights file {path}: {first_line(error)}",
+            f"{label}: cannot read the weights file {path}: {one_line(error)}",
             hint="It must be safetensors, or a torch file that loads with weights_only=True.",
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):

@@ -22,14 +22,14 @@ from typing import Any
 
 from torch import nn
 
-from nasdistill.errors import BrokenComponentError, UsageError, did_you_mean
+from nasdistill.errors import BrokenComponentError, UsageError, did_you_mean, one_line
 from nasdistill.files import content_hash, file_hash
 from nasdistill.interfaces.task import Task
 from nasdistill.interfaces.teacher import SingleTeacher, Teacher, TeacherSession
 from nasdistill.seeds import seeded
 from nasdistill.spec.io import IOSpec
 from nasdistill.spec.options import ComponentOptions
-from nasdistill_teachers._common import first_line, single
+from nasdistill_teachers._common import single
 
 
 class TorchOptions(ComponentOptions):
@@ -93,10 +93,10 @@ def find(locator: str) -> tuple[Any, Path | None]:
                 f"torch:{locator}: there is no module {error.name!r} on the import path",
                 hint=f"The current folder {os.getcwd()} is searched, then the installed packages.",
             ) from error
-        raise BrokenComponentError(f"torch:{locator}: importing {module_name} failed: {first_line(error)}") from error
+        raise BrokenComponentError(f"torch:{locator}: importing {module_name} failed: {one_line(error)}") from error
     # Anything may happen in a user's module; SystemExit from a script without a main guard included.
     except (Exception, SystemExit) as error:
-        raise BrokenComponentError(f"torch:{locator}: importing {module_name} failed: {first_line(error)}") from error
+        raise BrokenComponentError(f"torch:{locator}: importing {module_name} failed: {one_line(error)}") from error
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
@@ -132,7 +132,7 @@ def _call(build: Callable[..., Any], io: IOSpec, label: str) -> Any:
                 return build()
             return build(io) if named[0].kind is named[0].POSITIONAL_ONLY else build(**{named[0].name: io})
     except (Exception, SystemExit) as error:
-        raise BrokenComponentError(f"{label} raised {first_line(error)}") from error
+        raise BrokenComponentError(f"{label} raised {one_line(error)}") from error
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from torch import nn
 
 from nasdistill.errors import TargetUnavailableError, TrialFailure
 from nasdistill.interfaces import Availability, Target
-from nasdistill.measure import Meter, deviation, environment, fingerprint, flatten_outputs, shorten
+from nasdistill.measure import Meter, deviation, environment, fingerprint, flatten_outputs
 from nasdistill.measure.references import reference_models
 from nasdistill.spec.measurement import Budget, TargetReport
 
@@ -243,9 +243,3 @@ def test_flatten_and_deviation():
     assert deviation([a * math.nan], [a]) == math.inf
     assert deviation([torch.zeros(2)], [torch.zeros(2)]) == 0
     assert deviation([torch.ones(2)], [torch.zeros(2)]) == math.inf
-
-
-def test_shorten_takes_the_first_words():
-    assert shorten("\n  \x1b[96mfirst\x1b[0m \nsecond") == "first"
-    assert len(shorten("x" * 1000, 100)) <= 100
-    assert shorten("") == "no message"

@@ -120,13 +120,14 @@ def test_values_that_are_not_finite_are_failures(value):
 
 def test_exceptions_are_one_line():
     def act(candidate):
-        raise RuntimeError("first\n" + "long " * 200)
+        raise RuntimeError("\n" + "long " * 200 + "\nsecond")
 
     outcome = run(act)
     assert outcome.value is None
-    assert outcome.problem.startswith("RuntimeError: first long")
+    assert outcome.problem.startswith("RuntimeError: long long")
     assert len(outcome.problem) <= 300
     assert "\n" not in outcome.problem
+    assert "second" not in outcome.problem
 
 
 @pytest.mark.parametrize(
