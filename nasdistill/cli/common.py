@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nasdistill.cli import output
 
@@ -27,3 +27,23 @@ def load_host(args: argparse.Namespace, *, disable: Iterable[str] = ()) -> Host:
     for name in host.unknown_switches:
         output.warn(f"no plugin {name!r} is installed, so there is nothing to leave out")
     return host
+
+
+def config_values(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Return the tables of ``--config FILE`` or ``--preset NAME`` (digits without either), and how to name them.
+
+    Raises:
+        UsageError: both were given.
+        ConfigError: the file cannot be read, or there is no such preset.
+    """
+    import tomllib
+
+    from nasdistill.errors import UsageError
+    from nasdistill.spec.config import preset_text, read_toml
+
+    if args.config is not None and args.preset is not None:
+        raise UsageError("give --config or --preset, not both")
+    if args.config is not None:
+        return read_toml(args.config), str(args.config)
+    preset = args.preset or "digits"
+    return tomllib.loads(preset_text(preset)), f"preset {preset}"

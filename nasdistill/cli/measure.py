@@ -70,21 +70,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _config(args: argparse.Namespace) -> RunConfig:
     """Return the configuration with --task and --data in place."""
-    import tomllib
+    from nasdistill.cli.common import config_values
+    from nasdistill.spec.config import parse_config
 
-    from nasdistill.errors import UsageError
-    from nasdistill.spec.config import parse_config, preset_text, read_toml
-
-    if args.config is not None and args.preset is not None:
-        raise UsageError("give --config or --preset, not both")
-    preset = args.preset or "digits"
-    values = read_toml(args.config) if args.config is not None else tomllib.loads(preset_text(preset))
+    values, where = config_values(args)
     task = dict(values.get("task", {}))
     if args.task is not None and args.task != task.get("name"):
         task = {"name": args.task}
     if args.data is not None:
         task["options"] = {**task.get("options", {}), "data": args.data}
-    where = f"preset {preset}" if args.config is None else str(args.config)
     return parse_config({**values, "task": task}, where=where)
 
 
@@ -93,7 +87,7 @@ def _models(
 ) -> tuple[dict[str, nn.Module], dict[str, dict[str, Any]]]:
     """Build what is to be measured: name -> network in eval mode, and name -> facts for the record."""
     from nasdistill.cli import output
-    from nasdistill.cli.architectures import read_architectures
+    from nasdistill.cli.architectures import Spaces, read_architectures
     from nasdistill.errors import MismatchError
     from nasdistill.files import cache_folder
     from nasdistill.seeds import seeded
@@ -102,11 +96,11 @@ def _models(
     models: dict[str, nn.Module] = {}
     facts: dict[str, dict[str, Any]] = {}
     texts = args.arch or (["default"] if args.space is not None else [])
-    options = next((item.options for item in config.space if item.name == args.space), None)
     # Read before the teacher is opened: a typing error should not wait for a training.
-    architectures = read_architectures(host, texts, args.space, options)
+    spaces = Spaces(host, {item.name: item.options for item in config.space})
+    architectures = read_architectures(spaces, texts, [] if args.space is None else [args.space])
     if args.teacher is not None:
-        component, locator = _split_teacher(host, args.teacher)
+        component, locator = host.locate(Kind.TEACHER, args.teacher)
         given = config.teacher.options if args.teacher == config.teacher.name else None
         teacher = host.create(Kind.TEACHER, component, given)
         session = teacher.open(locator, task, cache_dir=cache_folder(), progress=output.info)
@@ -122,17 +116,6 @@ def _models(
             models[name] = space.build(arch, task.io).eval()
         facts[name] = {"teacher": None, "architecture": arch.to_json()}
     return models, facts
-
-
-def _split_teacher(host: Host, reference: str) -> tuple[str, str]:
-    """Split ``NAME:LOCATOR`` or ``plugin:NAME:LOCATOR``."""
-    from nasdistill.spec.component import Kind
-
-    first, _, rest = reference.partition(":")
-    second, _, last = rest.partition(":")
-    if any(record.id == f"{first}:{second}" for record in host.specs(Kind.TEACHER)):
-        return f"{first}:{second}", last
-    return first, rest
 
 
 def _size(model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, int]:

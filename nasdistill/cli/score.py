@@ -48,8 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
     host = load_host(args, disable=config.plugins.disable)
     proxies = _proxies(host, config, args.proxy)
-    spaces = _spaces(host, config, args.space)
-    points = _points(host, config, spaces, args)
+    points = _points(host, config, args)
     rows = _score(host, config, points, proxies)
     if args.json:
         keep = ("architecture", "scores", "problems", "seconds")
@@ -61,18 +60,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _config(args: argparse.Namespace) -> RunConfig:
     """The configuration with the command line's values in place."""
-    import tomllib
+    from nasdistill.cli.common import config_values
+    from nasdistill.spec.config import parse_config
 
-    from nasdistill.errors import UsageError
-    from nasdistill.spec.config import parse_config, preset_text, read_toml
-
-    if args.config is not None and args.preset is not None:
-        raise UsageError("give --config or --preset, not both")
-    if args.config is not None:
-        values, where = read_toml(args.config), str(args.config)
-    else:
-        name = args.preset or "digits"
-        values, where = tomllib.loads(preset_text(name)), f"preset {name}"
+    values, where = config_values(args)
     for table, key, value in (("search", "seed", args.seed), ("teacher", "name", args.teacher)):
         if value is not None:
             values[table] = {**values.get(table, {}), key: value}
@@ -100,94 +91,21 @@ def _proxies(host: Host, config: RunConfig, names: list[str] | None) -> dict[str
     }
 
 
-def _spaces(host: Host, config: RunConfig, names: list[str] | None) -> list[SearchSpace]:
-    """The spaces named, else those of the configuration."""
-    return [_space(host, config, name) for name in names or [item.name for item in config.space]]
-
-
-def _space(host: Host, config: RunConfig, name: str) -> SearchSpace:
-    """A space with the options that the configuration has for it."""
-    from nasdistill.spec.component import Kind
-
-    canonical = host.canonical(Kind.SEARCH_SPACE, name)
-    for item in config.space:
-        if host.canonical(Kind.SEARCH_SPACE, item.name) == canonical:
-            return host.create(Kind.SEARCH_SPACE, canonical, item.options)  # type: ignore[no-any-return]
-    return host.create(Kind.SEARCH_SPACE, canonical)  # type: ignore[no-any-return]
-
-
-def _points(
-    host: Host, config: RunConfig, spaces: Sequence[SearchSpace], args: argparse.Namespace
-) -> list[tuple[SearchSpace, Architecture]]:
-    """The architectures given and sampled, each valid and with its space."""
+def _points(host: Host, config: RunConfig, args: argparse.Namespace) -> list[tuple[SearchSpace, Architecture]]:
+    """The architectures given, then those sampled from the spaces named, else from those of the configuration."""
     import random
 
+    from nasdistill.cli.architectures import Spaces, read_architectures
     from nasdistill.seeds import derive_seed
 
-    points = []
-    by_id = {space.id: space for space in spaces}
-    for source in args.arch:
-        for value, where in _read(source):
-            points.append(_point(host, config, by_id, value, where, named=args.space is not None))
-    for space in spaces if args.sample is not None else ():
+    options = {item.name: item.options for item in config.space}
+    spaces = Spaces(host, options)
+    named = list(dict.fromkeys(args.space or ()))
+    points = read_architectures(spaces, args.arch, named)
+    for space in map(spaces.get, named or options) if args.sample is not None else ():
         rng = random.Random(derive_seed(config.search.seed, "score", "sample", space.id))
         points += [(space, space.sample(rng)) for _ in range(args.sample)]
     return points
-
-
-def _read(source: str) -> list[tuple[Any, str]]:
-    """The JSON values in an argument or file: one architecture, or a list of them; each with a name for messages."""
-    import json
-
-    from nasdistill.errors import ArchitectureError
-
-    text, where = source, "--arch"
-    if not source.lstrip().startswith(("{", "[")):
-        where = source
-        try:
-            text = Path(source).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError, ValueError) as error:
-            raise ArchitectureError(
-                f"cannot read architecture file {source}: {error}",
-                hint="--arch takes a file or the JSON itself; nasdistill spaces sample prints examples.",
-            ) from None
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ArchitectureError(f"{where}: not valid JSON ({error})") from None
-    if isinstance(value, list):
-        return [(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    return [(value, where)]
-
-
-def _point(
-    host: Host, config: RunConfig, spaces: dict[str, SearchSpace], value: Any, where: str, *, named: bool
-) -> tuple[SearchSpace, Architecture]:
-    """One architecture from its JSON form, or from its parameters alone where one space was named."""
-    from nasdistill.errors import ArchitectureError
-    from nasdistill.spec.architecture import Architecture
-    from nasdistill.spec.component import Kind
-
-    if isinstance(value, dict) and "params" not in value and "space" not in value:
-        if not named or len(spaces) != 1:
-            raise ArchitectureError(
-                f"{where}: it names no space", hint="Give one --space NAME, or {'space': NAME, 'params': {...}}."
-            )
-        (space,) = spaces.values()
-        # The full form, so that values of a wrong type are refused with their name; missing axes take their default.
-        arch = Architecture.from_json({"space": space.id, "params": value}, where=where)
-        return space, space.architecture(arch.params)
-    if isinstance(value, dict) and "space" not in value and named and len(spaces) == 1:
-        value = {**value, "space": next(iter(spaces))}
-    arch = Architecture.from_json(value, where=where)
-    canonical = host.canonical(Kind.SEARCH_SPACE, arch.space)
-    if named and canonical not in spaces:
-        raise ArchitectureError(f"{where}: it belongs to space {canonical!r}, not to {' or '.join(spaces)}")
-    if canonical not in spaces:
-        spaces[canonical] = _space(host, config, canonical)
-    arch = Architecture.of(canonical, arch.params, arch.version)
-    spaces[canonical].check(arch)
-    return spaces[canonical], arch
 
 
 def _score(

@@ -129,10 +129,15 @@ def _show(args: argparse.Namespace) -> int:
 def _show_architecture(args: argparse.Namespace, io: IOSpec) -> int:
     """Show one architecture: its axes, its cost, its layers."""
     from nasdistill.cli import output
-    from nasdistill.cli.architectures import read_architectures
+    from nasdistill.cli.architectures import Spaces, read_architectures
     from nasdistill.cli.common import load_host
+    from nasdistill.errors import UsageError
 
-    [(space, arch)] = read_architectures(load_host(args), [args.arch], args.space, _parse_options(args.options))
+    spaces = Spaces(load_host(args), {args.space: _parse_options(args.options)})
+    found = read_architectures(spaces, [args.arch], [args.space])
+    if len(found) != 1:
+        raise UsageError(f"--arch has {len(found)} architectures; one can be shown at a time")
+    space, arch = found[0]
     graph = space.graph(arch, io)
     if args.json:
         nodes = [{"name": name, **data, "shape": list(data["shape"])} for name, data in graph.nodes(data=True)]

@@ -146,7 +146,7 @@ class Architecture:
                 f"{where}: format_version {file_version!r} is not {FORMAT_VERSION}",
                 hint="Read it with the version of nasdistill that wrote it.",
             )
-        known = {"format", "format_version", "space", "space_version", "params", "fingerprint", "io"}
+        known = {"format", "format_version", "space", "space_version", "params", "fingerprint", "io", "space_options"}
         unknown = sorted(str(key) for key in set(value) - known)
         if unknown:
             raise ArchitectureError(f"{where}: unknown key(s) {', '.join(unknown)}; known: {', '.join(sorted(known))}")
@@ -173,20 +173,32 @@ class Architecture:
         Raises:
             ArchitectureError: unreadable, not JSON, or not an architecture.
         """
-        text = str(source)
-        if text.lstrip().startswith("{"):
-            where = "architecture given as JSON"
-        else:
-            where = str(source)
-            try:
-                text = Path(source).read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError, ValueError) as error:
-                raise ArchitectureError(f"cannot read architecture file {where}: {error}") from None
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:  # a number of thousands of digits is a plain ValueError
-            raise ArchitectureError(f"{where}: not valid JSON ({str(error)[:200]})") from None
+        value, where = read_json(source)
         return cls.from_json(value, where=where)
+
+
+def read_json(source: str | Path) -> tuple[Any, str]:
+    """Return the JSON in a text (starts with ``{`` or ``[``) or a file, and how to name the source in messages.
+
+    Raises:
+        ArchitectureError: unreadable, or not JSON.
+    """
+    text = str(source)
+    if text.lstrip().startswith(("{", "[")):
+        where = "architecture given as JSON"
+    else:
+        where = text
+        try:
+            text = Path(source).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError, ValueError) as error:
+            raise ArchitectureError(
+                f"cannot read architecture file {where}: {error}",
+                hint="Give a file or the JSON itself; nasdistill spaces sample prints examples.",
+            ) from None
+    try:
+        return json.loads(text), where
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a plain ValueError
+        raise ArchitectureError(f"{where}: not valid JSON ({str(error)[:200]})") from None
 
 
 def _has_lone_surrogate(value: Any) -> bool:

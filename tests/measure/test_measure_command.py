@@ -7,8 +7,8 @@ import json
 import pytest
 
 from nasdistill.cli import main
-from nasdistill.cli.architectures import read_architectures
-from nasdistill.errors import ArchitectureError, UnknownComponentError, UsageError
+from nasdistill.cli.architectures import Spaces, read_architectures
+from nasdistill.errors import ArchitectureError, UnknownComponentError
 from nasdistill.interfaces import PrepareRequest
 from nasdistill.spec.component import Kind
 
@@ -108,23 +108,36 @@ def test_wrong_use_is_one_message(capsys, words, says):
 
 
 def test_reading_architectures(host, tmp_path):
-    space = host.create(Kind.SEARCH_SPACE, "resnet_s0")
+    spaces = Spaces(host)
+    space = spaces.get("resnet_s0")
     default = space.default()
     path = tmp_path / "architecture.json"
     default.save(path)
     bare = json.dumps({"space": "resnet_s0", "params": dict(default.params)})
-    found = read_architectures(host, [str(path), bare, "default", "{}"], "resnet_s0")
-    assert [arch for _, arch in found] == [default] * 4
-    assert [item.id for item, _ in read_architectures(host, [str(path)])] == ["spaces:resnet_s0"]
-    with pytest.raises(UsageError, match="belongs to space spaces:resnet_s0, not to spaces:conv_vit"):
-        read_architectures(host, [str(path)], "conv_vit")
-    with pytest.raises(UsageError, match="needs --space"):
-        read_architectures(host, ["default"])
-    with pytest.raises(UsageError, match="does not name its search space"):
-        read_architectures(host, ['{"width": 8}'])
+    unnamed = json.dumps({"params": dict(default.params)})
+    found = read_architectures(spaces, [str(path), bare, unnamed, "default", "{}", f"[{bare}, {{}}]"], ["resnet_s0"])
+    assert [arch for _, arch in found] == [default] * 7
+    assert all(item is space for item, _ in found)
+    assert [item.id for item, _ in read_architectures(spaces, [str(path)])] == ["spaces:resnet_s0"]
+    assert read_architectures(spaces, [str(path)], ["conv_vit", "resnet_s0"]) == [(space, default)]
+    with pytest.raises(ArchitectureError, match="belongs to space spaces:resnet_s0, not to spaces:conv_vit"):
+        read_architectures(spaces, [str(path)], ["conv_vit"])
+    for text in ("default", '{"width": 8}', unnamed):
+        for within in ((), ("conv_vit", "resnet_s0")):
+            with pytest.raises(ArchitectureError, match="names no space"):
+                read_architectures(spaces, [text], within)
     with pytest.raises(ArchitectureError, match="width"):
-        read_architectures(host, [json.dumps({"space": "resnet_s0", "params": {**default.params, "width": 7}})])
+        read_architectures(spaces, [json.dumps({"space": "resnet_s0", "params": {**default.params, "width": 7}})])
     with pytest.raises(ArchitectureError, match="must be a string or a number"):
-        read_architectures(host, ['{"width": [8]}'], "resnet_s0")
+        read_architectures(spaces, ['{"width": [8]}'], ["resnet_s0"])
     with pytest.raises(UnknownComponentError, match="no search space named 'nope'"):
-        read_architectures(host, ['{"space": "nope", "params": {}}'])
+        read_architectures(spaces, ['{"space": "nope", "params": {}}'])
+
+
+def test_spaces_are_made_with_their_options(host):
+    from nasdistill.errors import ConfigError
+
+    for given in ("conv_vit", "spaces:conv_vit"):
+        with pytest.raises(ConfigError, match="no_such_option"):
+            Spaces(host, {given: {"no_such_option": 1}}).get("conv_vit")
+    assert Spaces(host, {"conv_vit": {"no_such_option": 1}}).get("resnet_s0").id == "spaces:resnet_s0"
