@@ -22,7 +22,7 @@ from nasdistill.interfaces.output import Exporter, ExportRequest, ReportSection,
 from nasdistill.interfaces.proxy import Proxy, ProxyInput, ProxyScore
 from nasdistill.interfaces.recipe import Recipe, RecipeRunner, Stage, StageResult
 from nasdistill.interfaces.signals import ModelGeometry, Signal, Site, SiteNeeds, SiteShape, Trace
-from nasdistill.interfaces.space import InheritReport, SearchSpace, SubSpace, Supernet
+from nasdistill.interfaces.space import InheritReport, ModelingSource, SearchSpace, SubSpace, Supernet
 from nasdistill.interfaces.strategy import Candidate, SearchSession, Strategy
 from nasdistill.interfaces.target import Availability, Prepared, PrepareRequest, Target
 from nasdistill.interfaces.task import Evaluation, Metric, Split, Task
@@ -33,9 +33,10 @@ __all__ = [
     "AttentionContext", "AttentionCore", "AttentionGeometry", "AttentionMask", "AttentionResult", "AttentionView",
     "Availability", "Batch", "Candidate", "Component", "ComponentFactory", "DataReducer", "Diagnostic",
     "DistillationLoss", "Evaluation", "ExportRequest", "Exporter", "Finding", "InheritReport", "Metric",
-    "ModelAttention", "ModelGeometry", "ModuleAttention", "PrepareRequest", "Prepared", "Proxy", "ProxyInput",
-    "ProxyScore", "Recipe", "RecipeRunner", "ReducedData", "ReportSection", "SamplerFactory", "SearchSession",
-    "SearchSpace", "Section", "Signal", "SingleTeacher", "Site", "SiteNeeds", "SiteShape", "Split", "Stage",
-    "StageResult", "StepInfo", "Strategy", "SubSpace", "Supernet", "Target", "Task", "Teacher", "TeacherSession",
-    "Terms", "TokenLayout", "Trace", "Tracer", "Transform", "Transformed", "refuse_undeclared", "static_shape",
+    "ModelAttention", "ModelGeometry", "ModelingSource", "ModuleAttention", "PrepareRequest", "Prepared", "Proxy",
+    "ProxyInput", "ProxyScore", "Recipe", "RecipeRunner", "ReducedData", "ReportSection", "SamplerFactory",
+    "SearchSession", "SearchSpace", "Section", "Signal", "SingleTeacher", "Site", "SiteNeeds", "SiteShape", "Split",
+    "Stage", "StageResult", "StepInfo", "Strategy", "SubSpace", "Supernet", "Target", "Task", "Teacher",
+    "TeacherSession", "Terms", "TokenLayout", "Trace", "Tracer", "Transform", "Transformed", "refuse_undeclared",
+    "static_shape",
 ]  # fmt: skip

@@ -17,6 +17,8 @@ from nasdistill.spec.io import IOSpec
 if TYPE_CHECKING:
     import optuna
 
+    from nasdistill.interfaces.space import SearchSpace
+
 
 @dataclass(frozen=True, slots=True)
 class ExportRequest:
@@ -28,7 +30,9 @@ class ExportRequest:
         io: input and output.
         example: positional inputs.
         provenance: JSON-able record of where it comes from.
-        folder: an empty or missing folder to fill.
+        folder: an empty folder to fill; it takes its final name when the exporter has returned.
+        space: the space that built the model, with the options it was built with.
+        name: the student's name.
     """
 
     model: nn.Module
@@ -37,6 +41,8 @@ class ExportRequest:
     example: tuple[Tensor, ...]
     provenance: Mapping[str, Any]
     folder: Path
+    space: SearchSpace
+    name: str = "student"
 
 
 class Exporter(Component, ABC):
@@ -47,7 +53,7 @@ class Exporter(Component, ABC):
         """Write the files and return facts (parity, sizes, opset).
 
         Raises:
-            TrialFailure: reason ``"export_failed"``.
+            TrialFailure: reason ``"export_failed"``, or ``"parity"`` when what was written computes something else.
         """
 
 

@@ -6,7 +6,7 @@ import itertools
 import math
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -59,6 +59,24 @@ class Supernet(nn.Module, ABC):
     @abstractmethod
     def extract(self, arch: Architecture) -> nn.Module:
         """Return a stand-alone network equal to the sliced one (to 1e-6), with copied weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelingSource:
+    """How a network is built from plain data, without the space: what an exporter needs to write the network's code.
+
+    An exporter copies the source of `factory`, of `parts` and of all they use out of the packages they come from;
+    torch, numpy and the standard library stay imports. So these must not need a host, options models or files.
+
+    Attributes:
+        factory: a module-level function ``factory(config, parts) -> nn.Module``.
+        config: what to call it with: JSON-able, one list entry per layer. Options must be complete.
+        parts: name used in `config` -> class (attention cores; created as ``Class(options, geometry=...)``).
+    """
+
+    factory: Callable[[Mapping[str, Any], Mapping[str, type]], nn.Module]
+    config: Mapping[str, Any]
+    parts: Mapping[str, type] = field(default_factory=dict)
 
 
 class SearchSpace(Component, ABC):
@@ -136,6 +154,13 @@ class SearchSpace(Component, ABC):
             NotImplementedError: this space has none (tag ``supernet=False``).
         """
         raise NotImplementedError(f"space {self.id} has no supernet")
+
+    def modeling_source(self, arch: Architecture, io: IOSpec) -> ModelingSource | None:
+        """Return how `arch` is built without this space, for exporters that write self-contained code.
+
+        The default is None: such exporters then refuse this space, the others (``torch``, ``onnx``) serve it.
+        """
+        return None
 
     def subspaces(self) -> tuple[SubSpace, ...]:
         """Return named restrictions of this space."""

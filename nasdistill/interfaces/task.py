@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -77,6 +77,14 @@ class Task(Component, ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """Hash of data, splits and preprocessing (after `prepare`)."""
+
+    @property
+    def preprocessing(self) -> Mapping[str, Any]:
+        """How stored data becomes a model's input, as JSON (after `prepare`): what whoever serves a student must do.
+
+        Empty where the task does not say.
+        """
+        return {}
 
     @abstractmethod
     def size(self, split: Split) -> int:

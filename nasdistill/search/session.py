@@ -333,7 +333,7 @@ class Session:
                 on_epoch=on_epoch,
                 student_label=f"trial {number}",
             )
-            save_weights(result.model, self.run.weights(number, epochs))
+            digest = save_weights(result.model, self.run.weights(number, epochs))
             assert result.evaluation is not None
             candidate.score, candidate.loss = result.evaluation.score, result.evaluation.loss
             candidate.epochs = epochs
@@ -342,6 +342,7 @@ class Session:
                 "epochs": epochs,
                 "steps": result.steps,
                 "skipped_losses": list(result.skipped),
+                "weights_sha256": digest,
             }
             self.records[number].setdefault("history", []).extend(
                 {"rung": rung, "epoch": row.epoch, **row.terms} for row in result.history

@@ -4,7 +4,8 @@
 run.json         format and version                  status.json   running, finished, interrupted or failed
 config.json      the complete configuration          config.toml   the user's file, as given
 environment.json versions, machine, plugins          study.db      the Optuna study
-teacher.json     scores, size, latency               events.jsonl  what happened when
+task.json        input, output, preprocessing        events.jsonl  what happened when
+teacher.json     scores, size, latency
 seconds.json     time spent per rung                 final.json    test scores
 trials/0007/     architecture.json  outcome.json (measurements, losses)  weights-EPOCHS.safetensors
 students/ID/     architecture.json  model.safetensors  provenance.json

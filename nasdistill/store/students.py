@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from nasdistill.errors import UsageError
-from nasdistill.files import atomic_path, file_hash, read_json, write_json
+from nasdistill.files import atomic_path, content_hash, file_hash, read_json, write_json
 from nasdistill.spec.architecture import Architecture
 from nasdistill.spec.io import IOSpec
 
@@ -62,12 +64,86 @@ def _bytes() -> Any:
 
 
 def save_student(
-    folder: Path, model: nn.Module, architecture: Architecture, io: IOSpec, provenance: dict[str, Any]
+    folder: Path,
+    model: nn.Module,
+    architecture: Architecture,
+    io: IOSpec,
+    provenance: dict[str, Any],
+    *,
+    space_options: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a student folder; `provenance.json` comes last, so a folder that has it is complete."""
-    write_json(folder / "architecture.json", {**architecture.to_json(), "io": io.to_json()})
+    """Write a student folder; `provenance.json` comes last, so a folder that has it is complete.
+
+    Args:
+        folder: where.
+        model: the student.
+        architecture: its architecture.
+        io: its input and output.
+        provenance: where it comes from, JSON-able.
+        space_options: options of its space where they are not the defaults of this version; they decide what is built
+            as the architecture does.
+    """
+    described = {**architecture.to_json(), "io": io.to_json(), "space_options": dict(space_options or {})}
+    write_json(folder / "architecture.json", described)
     digest = save_weights(model, folder / "model.safetensors")
-    write_json(folder / "provenance.json", {**provenance, "weights_sha256": digest})
+    facts = {**provenance, "architecture_sha256": content_hash(described), "weights_sha256": digest}
+    write_json(folder / "provenance.json", facts)
+
+
+@dataclass(frozen=True, slots=True)
+class StudentRecord:
+    """What a saved student's folder says, but for the weights.
+
+    Attributes:
+        architecture, io: what was built.
+        space_options: with which options of the space.
+        provenance: where it comes from.
+    """
+
+    architecture: Architecture
+    io: IOSpec
+    space_options: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+
+def read_record(folder: Path) -> StudentRecord:
+    """Return a saved student's record. Torch tensors are not read.
+
+    Raises:
+        UsageError: incomplete, damaged, or its architecture was changed after the weights were trained.
+    """
+    try:
+        provenance = read_json(folder / "provenance.json")
+        raw = read_json(folder / "architecture.json")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{folder} is not a complete saved student: {error}") from None
+    where = folder / "architecture.json"
+    arch = Architecture.from_json(raw, where=str(where))
+    if not isinstance(provenance, dict):
+        raise UsageError(f"{folder / 'provenance.json'} is damaged: it holds no JSON object")
+    recorded = provenance.get("architecture_sha256")
+    if raw.get("fingerprint", arch.fingerprint) != arch.fingerprint or recorded not in (None, content_hash(raw)):
+        raise UsageError(
+            f"{where} was changed after the student was saved, so the weights beside it belong to another network",
+            hint="nasdistill.build(FILE) builds the changed architecture with fresh weights; nasdistill distill "
+            "trains it.",
+        )
+    options = raw.get("space_options", {})
+    if not isinstance(options, dict):
+        raise UsageError(f"{where}: 'space_options' must be an object")
+    return StudentRecord(arch, read_io(raw.get("io"), where=str(where)), options, provenance)
+
+
+def read_io(value: Any, *, where: str) -> IOSpec:
+    """Return the input and output of a parsed JSON file.
+
+    Raises:
+        UsageError: missing or incomplete.
+    """
+    try:
+        return IOSpec.from_json(value)
+    except (TypeError, KeyError, AttributeError):
+        raise UsageError(f"{where}: 'io' must give 'kind', 'shape' and 'outputs' of the network") from None
 
 
 def read_student(folder: Path) -> tuple[Architecture, IOSpec, dict[str, Tensor], dict[str, Any]]:
@@ -76,11 +152,6 @@ def read_student(folder: Path) -> tuple[Architecture, IOSpec, dict[str, Tensor],
     Raises:
         UsageError: incomplete or damaged.
     """
-    try:
-        provenance = read_json(folder / "provenance.json")
-        raw = read_json(folder / "architecture.json")
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{folder} is not a complete saved student: {error}") from None
-    arch = Architecture.from_json(raw, where=str(folder / "architecture.json"))
-    weights = load_weights(folder / "model.safetensors", provenance.get("weights_sha256"))
-    return arch, IOSpec.from_json(raw["io"]), weights, provenance
+    record = read_record(folder)
+    weights = load_weights(folder / "model.safetensors", record.provenance.get("weights_sha256"))
+    return record.architecture, record.io, weights, dict(record.provenance)
