@@ -110,6 +110,7 @@ def train(
     on_step: Callable[[StepInfo, Terms], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     checkpoint: Path | None = None,
+    checkpoint_seconds: float = 0.0,
     evaluate_every: int | None = None,
     objective_state: Mapping[str, Tensor] | None = None,
     student_label: str = "student",
@@ -139,6 +140,7 @@ def train(
         should_stop: asked before every step; of several processes, all must answer alike.
         checkpoint: a file that is rewritten after every epoch; when it holds an unfinished training with the same
             arguments, that one is continued, with a finished one nothing is trained again.
+        checkpoint_seconds: leave out the checkpoint of an epoch that ends earlier than this after the one before.
         evaluate_every: also evaluate after every so many epochs; the last one is evaluated in any case.
         objective_state: trained parts of an earlier training's losses (``result.objective.state_dict()``) to start
             from, where name and shape agree.
@@ -182,6 +184,7 @@ def train(
             notes=[*filter(None, [note, progress.note])], objective=run.objective,
         )  # fmt: skip
 
+        saved = time.perf_counter()
         while progress.step < total and not result.stopped:
             epoch = start_epoch + len(progress.history)
             started = time.perf_counter()
@@ -214,8 +217,10 @@ def train(
             due = last or (evaluate_every is not None and (len(progress.history) + 1) % evaluate_every == 0)
             found = run.evaluate(progress.step) if due else None
             progress.history.append(EpochReport(epoch, means, lr, seconds, found))
-            if checkpoint is not None and accelerator.is_main_process:
+            old = time.perf_counter() - saved >= checkpoint_seconds
+            if checkpoint is not None and old and accelerator.is_main_process:
                 run.save(checkpoint, progress, content_hash(plan))
+                saved = time.perf_counter()
             if on_epoch is not None:
                 on_epoch(progress.history[-1])
 

@@ -103,6 +103,19 @@ class TrainingConfig(Table):
     )
     teacher_cache: bool = Field(True, description="Compute the teacher's outputs once for all students.")
     inherit: bool = Field(True, description="Start students from the teacher's weights where the space can.")
+    checkpoint_seconds: float = Field(
+        30.0, ge=0, description="A training writes a checkpoint at the end of an epoch when the last is this old."
+    )
+
+
+class WorkersConfig(Table):
+    """Processes that work on candidates, so that one that crashes, hangs or leaks costs its trial only."""
+
+    count: int = Field(0, ge=0, description="Worker processes; 0 works in the search's own process, unprotected.")
+    timeout: float = Field(3600.0, gt=0, description="Seconds after which a worker's rung of a trial counts as hung.")
+    memory_gb: float | None = Field(
+        None, gt=0, description="GiB that a worker may use; unset = an equal share of 80 % of the machine's."
+    )
 
 
 class ConstraintsConfig(Table):
@@ -163,6 +176,7 @@ class RunConfig(Table):
     search: SearchConfig = Field(default_factory=SearchConfig)
     constraints: ConstraintsConfig = Field(default_factory=ConstraintsConfig)
     latency: LatencyConfig = Field(default_factory=LatencyConfig)
+    workers: WorkersConfig = Field(default_factory=WorkersConfig)
     plugins: PluginsConfig = Field(default_factory=PluginsConfig)
 
     @field_validator("space", "target")
