@@ -33,7 +33,7 @@ from nasdistill.spec.options import explain
 if TYPE_CHECKING:
     from nasdistill.host import Host
 
-CARRIED = ("student", "losses")
+CARRIED = ("losses",)
 
 
 class StageRunner:

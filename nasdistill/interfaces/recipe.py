@@ -28,7 +28,9 @@ class Stage:
         trains: patterns of parameter names that train; everything else is frozen. ``("*",)`` = all.
         epochs, steps: budget; one of the two.
         optimizer: overrides of the training options (lr, schedule, weight decay).
-        carry: what goes on to the next stage: ``"student"``, ``"losses"`` (projectors), ``"optimizer"``.
+        carry: what the next stage starts from besides the student (which the recipe hands over itself): ``"losses"``,
+            the trained parameters that losses own (projectors, critics), where the next stage has a loss of the same
+            name and shapes. Nothing else passes between stages; each has an optimiser of its own.
         alternate: name of a second stage whose step follows each step of this one (adversarial or two-model trainings).
     """
 
@@ -40,7 +42,7 @@ class Stage:
     epochs: float | None = None
     steps: int | None = None
     optimizer: Mapping[str, Any] = field(default_factory=dict)
-    carry: Sequence[str] = ("student",)
+    carry: Sequence[str] = ()
     alternate: str | None = None
 
 

@@ -159,12 +159,10 @@ class TargetTags:
 
     Attributes:
         clock: which clock its timings come from; ``"simulated"`` is deterministic.
-        isolation: whether the runtime lives in the measuring process.
         exports: an artefact is written (and checked against torch) rather than the module run as it is.
     """
 
     clock: Literal["cpu", "wall", "device", "simulated"] = "cpu"
-    isolation: Literal["in-process", "subprocess", "remote"] = "in-process"
     exports: bool = False
 
 
@@ -173,15 +171,12 @@ class TeacherTags:
     """What a teacher provider is.
 
     Attributes:
-        cacheable: the same input always gives the same output, so outputs may be computed once.
-        follows_student: changes while the student trains (EMA, self-distillation).
-        members: more than one network, possibly with different labels.
+        cacheable: the same input always gives the same output, so outputs may be computed once. False for one that
+            changes while the student trains (EMA, self-distillation).
         locator: what stands behind the colon of ``NAME:LOCATOR``, in a few words; empty when nothing does.
     """
 
     cacheable: bool = True
-    follows_student: bool = False
-    members: bool = False
     locator: str = ""
 
 
