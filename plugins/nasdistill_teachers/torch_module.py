@@ -3,7 +3,8 @@
 The module is imported with the current folder on the import path, and the callable (a function or an ``nn.Module``
 class, dotted names allowed) is called: without arguments, or with the task's :class:`~nasdistill.spec.io.IOSpec` when
 it has a required argument or one named ``io``. It returns the network, weights loaded. A name that already is a network
-is taken as it is.
+is taken as it is. The teacher is a copy: a network that the module keeps for itself is not frozen, moved or switched to
+eval mode.
 
 The fingerprint covers the weights, the structure and the source file of the callable, so an edited forward is another
 teacher.
@@ -12,6 +13,7 @@ teacher.
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import inspect
 import os
@@ -64,7 +66,7 @@ class TorchTeacher(Teacher):
             model = found if isinstance(found, nn.Module) else _call(found, task.io, label)
             if not isinstance(model, nn.Module):
                 raise UsageError(f"{label} returned {type(model).__name__}, not a torch.nn.Module")
-            session = single(model, task, label=label, device=device)
+            session = single(_copied(model, label), task, label=label, device=device)
         if source is None:
             return session
         return SingleTeacher(
@@ -133,6 +135,17 @@ def _call(build: Callable[..., Any], io: IOSpec, label: str) -> Any:
             return build(io) if named[0].kind is named[0].POSITIONAL_ONLY else build(**{named[0].name: io})
     except (Exception, SystemExit) as error:
         raise BrokenComponentError(f"{label} raised {one_line(error)}") from error
+
+
+def _copied(model: nn.Module, label: str) -> nn.Module:
+    """Return a copy of the user's network, which may be in use elsewhere."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # modules may hold anything: a lock, an open file, a tensor with a gradient history
+        raise BrokenComponentError(
+            f"{label} returned a network that cannot be copied: {one_line(error)}",
+            hint="Keep locks, open files and computed tensors out of the network's attributes.",
+        ) from error
 
 
 @contextlib.contextmanager

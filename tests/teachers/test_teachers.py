@@ -227,6 +227,7 @@ def test_timm_on_the_cifar_subset(host, opened, data_folder):
 
 
 MODULE = """
+import threading
 import torch
 from torch import nn
 
@@ -253,6 +254,11 @@ class Zoo:
     @staticmethod
     def small(): return Net()
 ready = Net()
+def shared(): return ready
+def locked():
+    net = Net()
+    net.lock = threading.Lock()
+    return net
 number = 3
 """
 
@@ -289,6 +295,19 @@ def test_own_network(opened, digits, project, function):
     assert opened(f"torch:{project}:{function}", digits)[0].fingerprint == session.fingerprint
 
 
+@pytest.mark.parametrize("function", ["ready", "shared"])
+def test_a_network_in_use_elsewhere_is_left_as_it_was(opened, digits, project, function):
+    session, _ = opened(f"torch:{project}:{function}", digits)
+    ready = sys.modules[project].ready
+    assert session.model is not ready
+    assert ready.training
+    assert all(module.training for module in ready.modules())
+    assert all(parameter.requires_grad for parameter in ready.parameters())
+    with torch.no_grad():
+        ready.head.weight.zero_()
+    assert session.model.head.weight.any()
+
+
 def test_own_network_in_a_package(opened, digits, project, tmp_path):
     package = tmp_path / "project" / f"{project}_package" / "inner"
     package.mkdir(parents=True)
@@ -319,6 +338,7 @@ def test_edited_source_is_another_teacher(opened, digits, project, tmp_path):
         ("{}:two", UsageError, r"needs 2 arguments \(a, b\)"),
         ("{}:fails", BrokenComponentError, "raised KeyError: 'no such checkpoint'"),
         ("{}:leaves", BrokenComponentError, "raised SystemExit: 3"),
+        ("{}:locked", BrokenComponentError, "cannot be copied: TypeError: cannot pickle"),
         ("{}_broken:f", BrokenComponentError, "failed: ModuleNotFoundError: No module named 'no_such_package_at_all'"),
         ("{}_raises:f", BrokenComponentError, "failed: RuntimeError: on import$"),
         ("{}:colour", MismatchError, "3-channel images, the task gives 1 x 8 x 8 images of 10 classes"),
