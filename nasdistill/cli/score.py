@@ -120,7 +120,7 @@ def _score(
     from nasdistill.cli import output
     from nasdistill.errors import MismatchError
     from nasdistill.files import cache_folder
-    from nasdistill.measure.proxies import run_proxy
+    from nasdistill.measure.proxies import pool_values, run_proxy
     from nasdistill.search.parts import choose_device
     from nasdistill.seeds import derive_seed, seeded
     from nasdistill.spec.component import Kind
@@ -146,7 +146,8 @@ def _score(
         needed = max(proxy.batches_needed() for proxy, _ in proxies.values())
         size = config.training.batch_size
         batches = tuple(b for b, _ in zip(task.batches("train", batch_size=size), range(needed), strict=False))
-        rows = []
+        rows: list[Row] = []
+        found = []
         for space, arch in points:
             cost = space.cost(arch, task.io)
             with seeded(seed, "init", arch.fingerprint):
@@ -166,6 +167,7 @@ def _score(
                 )
                 for name, (proxy, tags) in proxies.items()
             }
+            found.append(outcomes)
             rows.append(
                 {
                     "architecture": arch.to_json(),
@@ -178,6 +180,11 @@ def _score(
                 }
             )
             output.detail(f"scored {rows[-1]['label']}")
+        for name, (proxy, tags) in proxies.items():
+            if tags.pool:
+                pooled = pool_values({i: outcomes[name] for i, outcomes in enumerate(found)}, proxy)
+                for i, value in pooled.items():
+                    rows[i]["scores"][name] = value
     finally:
         torch.set_num_threads(threads)
     return rows

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from nasdistill.errors import MismatchError, TargetUnavailableError, UsageError
+from nasdistill.errors import MismatchError, TargetUnavailableError, UnknownComponentError, UsageError
 from nasdistill.files import cache_folder
 from nasdistill.host import Host
 from nasdistill.interfaces import (
@@ -77,9 +79,10 @@ def create_components(config: RunConfig, host: Host) -> Components:
     """Create everything a configuration names.
 
     Raises:
-        UsageError: an unknown name, a wrong option, or the same component twice under two names.
+        UsageError: an unknown name, a wrong option, the same component twice under two names, or a proxy that only has
+            values within a pool.
     """
-    teacher_name, locator = host.locate(Kind.TEACHER, config.teacher.name)
+    teacher_name, locator = locate_teacher(host, config.teacher.name)
     for kind, items in (
         (Kind.SEARCH_SPACE, config.space),
         (Kind.TARGET, config.target),
@@ -100,7 +103,14 @@ def create_components(config: RunConfig, host: Host) -> Components:
     proxies: dict[str, tuple[Proxy, ProxyTags]] = {}
     for item in config.proxy:
         proxy = host.create(Kind.PROXY, item.name, item.options)
-        proxies[_short(proxy.id, proxies)] = (proxy, host.tags(Kind.PROXY, item.name))
+        tags = host.tags(Kind.PROXY, item.name)
+        if tags.pool:
+            # Candidates are scored and recorded one by one, and a later one would change what is recorded.
+            raise UsageError(
+                f"proxy {proxy.id} ranks a pool of candidates as a whole; a search scores them one by one",
+                hint="Take it out of the configuration; nasdistill score ranks a pool with it.",
+            )
+        proxies[_short(proxy.id, proxies)] = (proxy, tags)
     for loss in config.objective.losses:
         host.create(Kind.LOSS, loss.name, loss.options)
     return Components(
@@ -115,6 +125,34 @@ def create_components(config: RunConfig, host: Host) -> Components:
         strategy=host.create(Kind.STRATEGY, config.search.strategy, config.search.strategy_options),
         sampler=host.create(Kind.SAMPLER, config.search.sampler, config.search.sampler_options),
     )
+
+
+def locate_teacher(host: Host, text: str) -> tuple[str, str]:
+    """Split ``NAME:LOCATOR`` into a teacher's canonical id and its locator.
+
+    Raises:
+        UnknownComponentError: no such teacher; for a locator without its name (``resnet18``) the whole is suggested
+            (``timm:resnet18``). Otherwise as :meth:`Host.locate`.
+    """
+    try:
+        return host.locate(Kind.TEACHER, text)
+    except UnknownComponentError as error:
+        locator = text.rpartition(":")[2]
+        known: dict[str, list[str]] = {}
+        for spec in host.specs(Kind.TEACHER):
+            # A provider that cannot be imported has nothing to suggest; what is wrong with it is not the question.
+            with contextlib.suppress(Exception):
+                for name in host.load(Kind.TEACHER, spec.name).locators():
+                    known.setdefault(name, []).append(f"{spec.name}:{name}")
+        # A whole name is what was meant; only without one are similar names worth showing.
+        close = [locator] if locator in known else difflib.get_close_matches(locator, known, n=3, cutoff=0.75)
+        if not close:
+            raise
+        meant = " or ".join(repr(name) for match in close for name in known[match])
+        raise UnknownComponentError(
+            f"no teacher named {text!r}. Did you mean {meant}?",
+            hint="A teacher is written NAME:LOCATOR, such as timm:resnet18 or builtin:digits.",
+        ) from error
 
 
 def _short(identifier: str, taken: Container[str]) -> str:

@@ -160,6 +160,46 @@ def test_a_proxy_that_raises_is_a_null_with_a_problem(cli_here, score, tmp_path)
     assert "2 architectures" in result.stderr
 
 
+POOLED = {
+    "acme_hooks": """
+        from nasdistill import hookimpl
+        from nasdistill.spec.component import ProxySpec, ProxyTags
+
+        @hookimpl
+        def nasdistill_proxies():
+            return [ProxySpec("place", "acme_scores:Place", "a rank", tags=ProxyTags(pool=True))]
+    """,
+    "acme_scores": """
+        from nasdistill.interfaces import Proxy, ProxyScore
+
+        class Place(Proxy):
+            def score(self, candidate):
+                if candidate.cost.params > 100_000:
+                    raise ValueError("too large")
+                return ProxyScore(float(candidate.cost.params))
+
+            def aggregate(self, pool):
+                values = [score.value for score in pool]
+                return [float(sorted(values).index(value) + 1) for value in values]
+    """,
+}
+
+
+def test_a_proxy_over_a_pool_ranks_all_architectures_given(cli_here, score, tmp_path):
+    write_distribution(tmp_path / "site", "acme-scores", modules=POOLED, entries={"acme": "acme_hooks"})
+    words = ["--space", "resnet_s0", "--proxy", "place"]
+    for width in (16, 8, 32):
+        words += ["--arch", json.dumps({"width": width, "stages": 3 if width == 32 else 1})]
+    rows = score(*words, site=tmp_path / "site")
+    assert [row["scores"]["place"] for row in rows] == [2.0, 1.0, None]
+    assert rows[2]["problems"] == {"place": "ValueError: too large"}
+    (tmp_path / "pool.toml").write_text('[[proxy]]\nname = "place"\n')
+    result = cli_here("search", str(tmp_path / "pool.toml"), "--out", str(tmp_path / "run"), site=tmp_path / "site")
+    assert result.returncode == 2
+    assert "proxy acme:place ranks a pool of candidates as a whole" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
