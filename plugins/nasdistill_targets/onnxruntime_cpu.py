@@ -16,14 +16,9 @@ Python package gives no statistics of its arena, and the growth of the process w
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import ctypes
 import importlib.util
-import os
-import sys
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,13 +27,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from nasdistill.bridge.onnx import OPSET, export_onnx
 from nasdistill.errors import TargetUnavailableError, TrialFailure, one_line
 from nasdistill.files import atomic_path
 from nasdistill.interfaces import Availability, Prepared, PrepareRequest, Target
 from nasdistill.spec.options import ComponentOptions
-
-OPSET = 20
-"""Newest opset that both exporters write without conversion."""
 
 
 class OnnxRuntimeCpuOptions(ComponentOptions):
@@ -121,52 +114,6 @@ class OnnxRuntimeCpu(Target):
             "export_failed", f"{path.stem} cannot be exported to ONNX ({words})",
             hint="Another attention variant or target may do; torch_cpu needs no export.",
         ) from failures[-1][1]  # fmt: skip
-
-
-def export_onnx(model: nn.Module, example: Sequence[Tensor], path: Path, *, dynamo: bool, opset: int = OPSET) -> None:
-    """Write a network in eval mode to one ONNX file; inputs are named ``input_0 ...``, shapes are fixed.
-
-    Raises:
-        Exception: whatever the exporter raises.
-    """
-    names = [f"input_{i}" for i in range(len(example))]
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        if dynamo:
-            torch.onnx.export(
-                model, tuple(example), path, dynamo=True, opset_version=opset, input_names=names,
-                external_data=False, verbose=False,
-            )  # fmt: skip
-        else:
-            with _silent_stdout():
-                torch.onnx.export(
-                    model, tuple(example), path, dynamo=False, opset_version=opset, input_names=names,
-                    do_constant_folding=True,
-                )  # fmt: skip
-
-
-@contextlib.contextmanager
-def _silent_stdout() -> Iterator[None]:
-    """Send the process's standard output nowhere for a moment.
-
-    When the TorchScript exporter fails, its C++ part prints the whole graph there, with no way to ask it not to; the
-    command line's standard output is for results. Nothing else is printed while a network is exported.
-    """
-    try:
-        sys.stdout.flush()
-        saved = os.dup(1)
-    except (OSError, ValueError, AttributeError):  # there is no standard output
-        yield
-        return
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
-        yield
-    finally:
-        with contextlib.suppress(OSError, AttributeError, TypeError):
-            ctypes.CDLL(None).fflush(None)  # what C++ still holds back must go nowhere too
-        os.dup2(saved, 1)
-        os.close(saved)
 
 
 class _Session(Prepared):

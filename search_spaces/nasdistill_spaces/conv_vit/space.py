@@ -21,19 +21,29 @@ the same); `head_dim = 0` gives the other convention, width / heads.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from nasdistill.errors import ArchitectureError, UnknownComponentError
-from nasdistill.interfaces import AttentionCore, AttentionGeometry, Batch, InheritReport, SearchSpace, TokenLayout
+from nasdistill.interfaces import (
+    AttentionCore,
+    AttentionGeometry,
+    Batch,
+    InheritReport,
+    ModelingSource,
+    SearchSpace,
+    TokenLayout,
+)
 from nasdistill.spec.architecture import Architecture, Axis, Value
 from nasdistill.spec.component import Kind
 from nasdistill.spec.io import Cost, IOSpec, conv_output
 from nasdistill.spec.options import ComponentOptions
 from nasdistill_spaces.conv_vit.inherit import inherit_weights
 from nasdistill_spaces.conv_vit.model import BlockShape, ConvVitNet, StemLayer
+from nasdistill_spaces.conv_vit.standalone import conv_vit
 from nasdistill_spaces.images import image_problem, unique_sorted
 from nasdistill_spaces.plan import Plan, halvings_to
 
@@ -166,6 +176,25 @@ class ConvVit(SearchSpace):
         blocks = self._blocks(arch, stem[-1])
         cores = [self._core(shape) for shape in blocks]
         return ConvVitNet(stem, blocks, cores, io.outputs, self.options.position)
+
+    def modeling_source(self, arch: Architecture, io: IOSpec) -> ModelingSource:
+        """Return :func:`conv_vit` of :mod:`nasdistill_spaces.conv_vit.standalone` with its arguments."""
+        self._require(arch, io)
+        stem = self._stem(arch, io)
+        blocks = self._blocks(arch, stem[-1])
+        config = {
+            "stem": [asdict(layer) for layer in stem],
+            "heads": [shape.geometry.heads for shape in blocks],
+            "head_dim": [shape.geometry.head_dim for shape in blocks],
+            "mlp_hidden": [shape.hidden for shape in blocks],
+            "attention": [shape.attention for shape in blocks],
+            "attention_options": [self._core(shape).options.model_dump(mode="json") for shape in blocks],
+            "position": self.options.position,
+            "outputs": io.outputs,
+        }
+        return ModelingSource(
+            conv_vit, config, {shape.attention: self._core_class(shape.attention) for shape in blocks}
+        )
 
     def inherit(
         self, student: nn.Module, arch: Architecture, teacher: nn.Module, *, calibration: Sequence[Batch] = ()

@@ -21,13 +21,14 @@ Cost: 9 C_in C_out H W multiply-accumulates per convolution.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 from torch import nn
 
 from nasdistill.errors import ArchitectureError
-from nasdistill.interfaces import Batch, InheritReport, SearchSpace, SubSpace
+from nasdistill.interfaces import Batch, InheritReport, ModelingSource, SearchSpace, SubSpace
 from nasdistill.spec.architecture import Architecture, Axis, Value
 from nasdistill.spec.io import Cost, IOSpec, conv_output
 from nasdistill.spec.options import ComponentOptions
@@ -35,6 +36,7 @@ from nasdistill_spaces.images import image_problem, unique_sorted
 from nasdistill_spaces.plan import Plan, halvings_to
 from nasdistill_spaces.resnet_s0.inherit import inherit_weights
 from nasdistill_spaces.resnet_s0.model import BasicShape, ConvShape, ResNetS0Net
+from nasdistill_spaces.resnet_s0.standalone import resnet_s0
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -122,6 +124,16 @@ class ResNetS0(SearchSpace):
         """Return a :class:`ResNetS0Net`; see :class:`SearchSpace`."""
         stem, stages = self._shapes(arch, io)
         return ResNetS0Net(stem, stages, io.outputs)
+
+    def modeling_source(self, arch: Architecture, io: IOSpec) -> ModelingSource:
+        """Return :func:`resnet_s0` of :mod:`nasdistill_spaces.resnet_s0.standalone` with its arguments."""
+        stem, stages = self._shapes(arch, io)
+        config = {
+            "stem": [asdict(layer) for layer in stem],
+            "stages": [[asdict(block) for block in stage] for stage in stages],
+            "outputs": io.outputs,
+        }
+        return ModelingSource(resnet_s0, config)
 
     def inherit(
         self, student: nn.Module, arch: Architecture, teacher: nn.Module, *, calibration: Sequence[Batch] = ()

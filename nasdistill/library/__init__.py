@@ -1,0 +1,1 @@
+"""Runs and students for those who use them: load, build, export, train longer."""

@@ -1,0 +1,50 @@
+"""What the exporters write alike: weights, and inputs to compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from nasdistill.files import file_hash
+from nasdistill.interfaces import ExportRequest
+from nasdistill.seeds import torch_generator
+
+BATCHES = (1, 2, 7)
+"""Batch sizes that an exported network is compared at."""
+
+
+def write_tensors(state: Mapping[str, Tensor], path: Path) -> str:
+    """Write tensors to a safetensors file that transformers reads too, and return its SHA-256.
+
+    Raises:
+        OSError: the folder cannot be written to, or the disk is full.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    # Not save_file: its error on a full disk is not an OSError.
+    path.write_bytes(save(tensors, metadata={"format": "pt"}))
+    return file_hash(path)
+
+
+def trial_inputs(request: ExportRequest) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the example, and normal noise of the same spread at several batch sizes."""
+    yield request.example
+    for size in BATCHES:
+        generator = torch_generator(0, "export", size)
+        yield tuple(
+            torch.randn(size, *x.shape[1:], generator=generator)
+            if x.is_floating_point()
+            else x[:1].repeat_interleave(size, 0)
+            for x in request.example
+        )
+
+
+def answer(network: torch.nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+    """Return the network's output tensor, without gradients."""
+    with torch.no_grad():
+        output = network(*inputs)
+    assert isinstance(output, Tensor)
+    return output
