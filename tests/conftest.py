@@ -1,8 +1,10 @@
-"""Shared fixtures: one thread, the host, the folder of real data."""
+"""Shared fixtures: one thread, the host, the folder of real data; a cache of the test run's own."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,6 +17,15 @@ from nasdistill.bridge import prepare_imports
 
 prepare_imports()  # tests import timm and torchvision directly
 torch.set_num_threads(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the user's cache out of the tests. The workers of a parallel run inherit the folder: one teacher for all."""
+    if "NASDISTILL_CACHE" not in os.environ:
+        folder = tempfile.mkdtemp(prefix="nasdistill-tests-")
+        os.environ["NASDISTILL_CACHE"] = folder
+        config.add_cleanup(lambda: os.environ.pop("NASDISTILL_CACHE", None))
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 @pytest.fixture(scope="session")

@@ -25,10 +25,9 @@ def test_only_these_pages_have_code():
 
 
 @pytest.mark.slow
-def test_the_tutorial(tmp_path, tmp_path_factory):
+def test_the_tutorial(tmp_path):
     env = {
         **os.environ,
-        "NASDISTILL_CACHE": str(tmp_path_factory.getbasetemp() / "docs-cache"),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
     }

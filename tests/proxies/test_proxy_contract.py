@@ -183,7 +183,7 @@ def test_nan_weights_are_a_recorded_failure(proxy, spec):
 def test_a_network_that_raises_is_a_recorded_failure(proxy, spec):
     class Broken(SmallResNet):
         def forward(self, x):
-            raise RuntimeError("no\nway")
+            raise RuntimeError("no way\nat all")
 
     outcome = run(proxy, spec, Broken(), built(SmallResNet))
     if spec.name == "params":

@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from nasdistill.errors import BrokenComponentError, DataError, MismatchError, NasdistillError, UsageError
-from nasdistill.files import read_json
+from nasdistill.files import cache_folder, read_json
 from nasdistill.interfaces import StepInfo, Trace
 from nasdistill.spec.component import Kind
 from nasdistill.weights import model_hash, state_hash
@@ -525,11 +524,9 @@ def test_stochastic_depth_has_the_whole_network_as_its_mean_and_leaves_nothing_b
 
 
 @pytest.mark.slow
-def test_builtin_digits_reaches_98_percent(host, digits, tmp_path_factory):
-    """The real recipe, into the cache that the environment names (so that other runs find it)."""
+def test_builtin_digits_reaches_98_percent(host, digits):
+    """The real recipe, into the cache that the environment names (so that other tests find it)."""
     from nasdistill_teachers.training import accuracy
 
-    cache = os.environ.get("NASDISTILL_CACHE")
-    folder = Path(cache) if cache else tmp_path_factory.getbasetemp() / "cache"
-    session = host.create(Kind.TEACHER, "builtin").open("digits", digits, cache_dir=folder)
+    session = host.create(Kind.TEACHER, "builtin").open("digits", digits, cache_dir=cache_folder())
     assert accuracy(session.model, digits, "test") >= 0.98
