@@ -1,5 +1,8 @@
 """nasdistill: find the student that answers in time.
 
+>>> run = nasdistill.load("runs/x")  # doctest: +SKIP
+>>> model = run.best(max_latency_ms=1.5).model()  # doctest: +SKIP
+
 The names below load on first use: ``import nasdistill`` imports neither torch nor Optuna nor any plugin.
 """
 
@@ -11,14 +14,23 @@ from nasdistill._version import __version__
 
 if TYPE_CHECKING:
     from nasdistill.host.markers import hookimpl
+    from nasdistill.library import Run, Student, build, load, load_run, load_student
     from nasdistill.spec.architecture import Architecture
 
 _LAZY = {
     "Architecture": "nasdistill.spec.architecture",
+    "Run": "nasdistill.library",
+    "Student": "nasdistill.library",
+    "build": "nasdistill.library",
     "hookimpl": "nasdistill.host.markers",
+    "load": "nasdistill.library",
+    "load_run": "nasdistill.library",
+    "load_student": "nasdistill.library",
 }
 
-__all__ = ["Architecture", "__version__", "hookimpl"]
+__all__ = [
+    "Architecture", "Run", "Student", "__version__", "build", "hookimpl", "load", "load_run", "load_student",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,145 @@
+"""Building networks from what files say, with words for what may be missing: a plugin, an input size."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from nasdistill.errors import BrokenComponentError, NasdistillError, UnknownComponentError, UsageError
+from nasdistill.host import Host
+from nasdistill.interfaces import SearchSpace
+from nasdistill.seeds import seeded
+from nasdistill.spec.architecture import Architecture, read_json
+from nasdistill.spec.component import Kind
+from nasdistill.spec.io import IOSpec
+from nasdistill.store import read_io
+
+
+def build(
+    source: Architecture | Mapping[str, Any] | str | os.PathLike[str],
+    *,
+    io: IOSpec | Mapping[str, Any] | None = None,
+    space_options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    host: Host | None = None,
+) -> nn.Module:
+    """Return the network of an architecture with fresh weights, in eval mode.
+
+    Args:
+        source: an :class:`Architecture`, its JSON (text or parsed), a file of it, or the folder of a saved student.
+        io: input and output; what the source says by default. ``{"kind": "image", "shape": [1, 8, 8], "outputs": 10}``
+            is understood.
+        space_options: options of the search space; what the source says by default.
+        seed: of the fresh weights.
+        host: where the search space comes from.
+
+    Raises:
+        ArchitectureError: unreadable, or not a point of its space; every violation is named.
+        UsageError: the source does not say what goes in and out, and neither does `io`.
+        UnknownComponentError: the plugin with this space is not installed; it is named.
+    """
+    where, raw = "the architecture", dict[str, Any]()
+    if isinstance(source, Architecture):
+        arch = source
+    else:
+        if isinstance(source, Mapping):
+            value: Any = dict(source)
+        else:
+            text = os.fspath(source)
+            folder = not text.lstrip().startswith("{") and Path(text).is_dir()
+            value, where = read_json(Path(text) / "architecture.json" if folder else text)
+        arch = Architecture.from_json(value, where=where)
+        raw = value
+    if isinstance(io, Mapping):
+        io = read_io(io, where="io")
+    if io is None:
+        if raw.get("io") is None:
+            raise UsageError(
+                f"{where} does not say what goes into the network and what comes out",
+                hint='Give io={"kind": "image", "shape": [1, 8, 8], "outputs": 10}, with the numbers of your data.',
+            )
+        io = read_io(raw["io"], where=where)
+    options = raw.get("space_options") if space_options is None else dict(space_options)
+    host = host or Host.load()
+    space = open_space(arch.space, options, host)
+    arch = Architecture.of(space.id, arch.params, arch.version)  # files may say the bare name
+    return build_network(space, arch, io, host, seed=seed)
+
+
+def build_network(
+    space: SearchSpace,
+    arch: Architecture,
+    io: IOSpec,
+    host: Host,
+    *,
+    seed: int = 0,
+    recorded: Iterable[Mapping[str, Any]] = (),
+) -> nn.Module:
+    """Return an architecture's network with fresh weights, in eval mode; the global random state is left as it was.
+
+    Raises:
+        NasdistillError: as the space says, with the recorded plugins named that are not here.
+    """
+    try:
+        with seeded(seed, "init", arch.fingerprint):
+            return space.build(arch, io).eval()
+    except NasdistillError as error:
+        here = {p.name for p in host.plugins() if p.state == "loaded"}
+        missing = [entry for entry in recorded if entry.get("plugin") not in here]
+        if not missing:
+            raise
+        names = " and ".join(map(_plugin, missing))
+        raise type(error)(f"{error.message}; it was made with {names}, not here now", hint=_install(missing)) from error
+
+
+def open_space(
+    name: str, options: Mapping[str, Any] | None, host: Host, *, recorded: Iterable[Mapping[str, Any]] = ()
+) -> SearchSpace:
+    """Return a search space.
+
+    Args:
+        name: canonical id.
+        options: its options.
+        host: where it comes from.
+        recorded: the plugins (`plugin`, `distribution`, `version`) that were there when it was used.
+
+    Raises:
+        UnknownComponentError: it is not here; the plugin it came from is named with its version.
+        ConfigError: its options are wrong.
+    """
+    try:
+        space: SearchSpace = host.create(Kind.SEARCH_SPACE, name, options)
+    except (UnknownComponentError, BrokenComponentError) as error:
+        plugin = name.partition(":")[0]
+        entry = next((p for p in recorded if p.get("plugin") == plugin), {"plugin": plugin})
+        if plugin in {p.name for p in host.plugins() if p.state == "loaded"}:
+            raise
+        known = {p.name: p for p in host.plugins()}
+        state = f"is {known[plugin].state} here" if plugin in known else "is not installed here"
+        hint = _install([entry]) if plugin not in known else error.hint
+        raise UnknownComponentError(
+            f"search space {name!r} comes from {_plugin(entry)}, which {state}", hint=hint
+        ) from error
+    return space
+
+
+def _plugin(entry: Mapping[str, Any]) -> str:
+    """Return how messages name a recorded plugin."""
+    origin = " ".join(str(entry[key]) for key in ("distribution", "version") if entry.get(key))
+    return f"plugin {entry.get('plugin')!r}" + (f" ({origin})" if origin else "")
+
+
+def _install(entries: Iterable[Mapping[str, Any]]) -> str:
+    """Return what to do about missing plugins."""
+    wanted = [
+        f"{entry['distribution']}=={entry['version']}" if entry.get("version") else str(entry["distribution"])
+        for entry in entries
+        if entry.get("distribution") and not str(entry["distribution"]).startswith("(")
+    ]
+    if wanted:
+        return "Install " + " and ".join(repr(item) for item in wanted) + ", or another version of it."
+    return "Install the package that provides it; nasdistill plugins list shows what is here."
