@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "search students for a teacher: propose, filter, distil, measure, keep the Pareto front",
     ),
     "show": ("nasdistill.cli.show:run", "show a run: its front, its trials, what each proxy was worth"),
+    "report": ("nasdistill.cli.report:run", "write a run's report: one HTML file that needs nothing else"),
     "score": ("nasdistill.cli.score:run", "score architectures with proxies"),
     "measure": ("nasdistill.cli.measure:run", "measure the latency of architectures on targets"),
     "spaces": ("nasdistill.cli.spaces:run", "list, show and sample search spaces"),

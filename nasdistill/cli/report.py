@@ -1,0 +1,33 @@
+"""``nasdistill report``: one HTML file about a run, finished, running or killed."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where to write it (default: RUN/report/index.html)")
+    parser.add_argument("--json", action="store_true", help="print the file's name and the data of every section")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the report and say where it is."""
+    from nasdistill.cli.common import load_host
+    from nasdistill.cli.output import print_json, warn
+    from nasdistill.report import write_report
+    from nasdistill.store import RunDirectory
+
+    directory = RunDirectory.open(args.run)
+    disabled = ((directory.read("config.json") or {}).get("plugins") or {}).get("disable", ())
+    report = write_report(directory, load_host(args, disable=disabled), args.out)
+    for section in report.sections:
+        if section["problem"]:
+            warn(f"section {section['title']}: {section['problem']}")
+    if args.json:
+        print_json(report.to_json())
+    else:
+        print(f"Report: {report.path} ({report.size / 1000:.0f} kB)")
+    return 0

@@ -1,0 +1,318 @@
+"""What came out: the recommended student in a sentence, the front as plots, and its students as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from nasdistill.interfaces import Section
+from nasdistill.report.charts import Axis, Point, Series, scatter
+from nasdistill.report.markup import (
+    Cell,
+    count,
+    figure,
+    is_share,
+    metric_title,
+    milliseconds,
+    paragraph,
+    score,
+    short,
+    size,
+    table,
+)
+from nasdistill.search.pareto import non_dominated
+
+TOLERANCE = 0.01
+"""The recommended student may score this much less than the best network, as a share of that score."""
+
+BYTES = 4
+"""Of a parameter in single precision."""
+
+
+def recommended(run: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the fastest student of the front whose validation score is within 1 % of the best one's and the teacher's.
+
+    Where none is, the student with the best score. The test score takes no part.
+    """
+    higher = (run.get("metric") or {}).get("higher_is_better", True)
+    students = [s for s in run["front"] if s.get("score") is not None]
+    if not students:
+        return None
+    known = [s["score"] for s in students]
+    if run["teacher"].get("score") is not None:
+        known.append(run["teacher"]["score"])
+    best = max(known) if higher else min(known)
+    slack = TOLERANCE * abs(best)
+    near = [s for s in students if (s["score"] >= best - slack if higher else s["score"] <= best + slack)]
+    if near:
+        return dict(near[0])  # the front comes fastest first
+    return dict(max(students, key=lambda s: s["score"] if higher else -s["score"]))
+
+
+def headline(run: Mapping[str, Any]) -> Section:
+    """Return the sentence that sums the run up, and its counts."""
+    trials, metric, teacher = run["trials"], run.get("metric"), run["teacher"]
+    proposed = sum(trials[key] for key in ("complete", "pruned", "failed", "running"))
+    counts = (
+        f"{proposed} architectures proposed: {trials['complete']} distilled in full, {trials['pruned']} pruned, "
+        f"{trials['failed']} failed" + (f", {trials['running']} still on their way" if trials["running"] else "") + "."
+    )
+    best = recommended(run)
+    if best is None:
+        words = "No student is finished"
+        words += " yet." if run["state"] == "running" else "."
+        return Section("In one sentence", paragraph(words, "lead") + paragraph(counts), {"recommended": None})
+    name = (metric or {}).get("name", "score")
+    split = "test" if best.get("test_score") is not None and teacher.get("test_score") is not None else "validation"
+    key = "test_score" if split == "test" else "score"
+    parts = [f"Student {best['id']} reaches {score(best[key], metric)} {split} {name}"]
+    if teacher.get(key) is not None:
+        parts.append(f" (teacher {teacher.get('name')}: {score(teacher[key], metric)})")
+    target = next(iter(teacher["latency_ms"]), None)
+    if target in best["latency_ms"]:
+        mine, theirs = best["latency_ms"][target]["value"], teacher["latency_ms"][target]["value"]
+        ratio = (best["latency_ratio"].get(target) or {"value": mine / theirs})["value"]
+        speed = f"{1 / ratio:.3g} times as fast" if ratio < 1 else f"at {ratio:.3g} times the teacher's latency"
+        parts.append(
+            f" and is {speed}: {milliseconds(mine)} ms instead of {milliseconds(theirs)} ms on {short(target)}"
+            if ratio < 1
+            else f" {speed}: {milliseconds(mine)} ms instead of {milliseconds(theirs)} ms on {short(target)}"
+        )
+    if best.get("params") and teacher.get("params"):
+        parts.append(f", with {count(best['params'])} of {count(teacher['params'])} parameters")
+    words = "".join(parts) + "."
+    rule = (
+        "Recommended: the fastest student of the front whose validation score is within 1 % of the best score, the "
+        "teacher's included; where there is none, the one with the best score. Test scores take no part in the choice."
+    )
+    html = paragraph(words, "lead") + paragraph(counts) + paragraph(rule, "note")
+    return Section("In one sentence", html, {"recommended": best["id"], "sentence": words})
+
+
+# ---- plots ----------------------------------------------------------------------------------------------------------
+
+
+def front(run: Mapping[str, Any]) -> Section:
+    """Return a plot per target on the test split, and one of everything that was chosen from on validation."""
+    targets = list(run["teacher"]["latency_ms"])
+    if not targets:
+        return Section("The Pareto front", paragraph("The teacher's latency is not measured yet."), {})
+    html = []
+    tested = any(s.get("test_score") is not None for s in run["front"])
+    for target in targets:
+        if tested:
+            html.append(_figure(run, target, "test"))
+        if not tested or target == targets[0]:
+            html.append(_figure(run, target, "validation"))
+    explained = (
+        "Up and to the left is better. Bars are 95 % intervals of the latency. Filled points are the front: no other "
+        "student is both faster and better on validation. Outlines are the other students that were distilled in full. "
+    )
+    if not tested:
+        explained += "Test scores are not known yet: the run looks at the test split once, at its end."
+    return Section("The Pareto front", paragraph(explained, "note") + "".join(html), {"targets": targets})
+
+
+def _figure(run: Mapping[str, Any], target: str, split: str) -> str:
+    points, series, steps = front_points(run, target, split)
+    if not points:
+        return paragraph(f"No {split} score is known with a latency on {short(target)}.")
+    title = f"{split.capitalize()} score against latency on {short(target)}"
+    drawn = [
+        front_plot(run, target, split, size=size_, points=points, series=series, steps=steps)
+        for size_ in ((880, 440), (366, 380))
+    ]
+    many = sum(not p.strong for p in points)
+    caption = f"{title}." + (f" {many} students that are not on the front are outlines." if many else "")
+    return figure(drawn[0], caption, narrow=drawn[1], wide=True)
+
+
+def front_plot(
+    run: Mapping[str, Any], target: str, split: str, *, size: tuple[int, int] = (880, 440), standalone: bool = False,
+    points: Sequence[Point] | None = None, series: Sequence[Series] | None = None,
+    steps: Sequence[tuple[float, float]] = (), heading: str = "",
+) -> str:  # fmt: skip
+    """Return the plot of a run's front on one target, for the report or as a drawing of its own."""
+    if points is None or series is None:
+        points, series, steps = front_points(run, target, split)
+    y = _score_axis(run, split, points)
+    if y.flipped:  # room for what makes no error at all: half of the smallest error there is
+        floor = min((100 - p.y for p in points if p.y < 100), default=1.0) / 2
+        points = [replace(point, y=max(100 - point.y, floor)) for point in points]
+        steps = [(x, max(100 - value, floor)) for x, value in steps]
+    title = f"{split} score against latency on {short(target)}"
+    described = f"{sum(p.strong for p in points)} named points; the table of students has their figures"
+    return scatter(
+        points, series, Axis(f"latency on {short(target)}, ms"), y, title=title, description=described, size=size,
+        steps=steps, standalone=standalone, heading=heading,
+    )  # fmt: skip
+
+
+def _score_axis(run: Mapping[str, Any], split: str, points: Sequence[Point]) -> Axis:
+    """Return the axis of scores: by the logarithm of the error where the best err far less often than the worst."""
+    title = metric_title(run.get("metric"), split)
+    if not is_share(run.get("metric")):
+        return Axis(title)
+    errors = [100 - point.y for point in points]
+    positive = [error for error in errors if error > 0]
+    higher = (run.get("metric") or {}).get("higher_is_better", True)
+    if higher and min(errors) >= 0 and positive and max(errors) / min(positive) > 6:
+        return Axis(title, log=True, flipped=True)
+    return Axis(title, log=False, least=-0.5, most=100.5)
+
+
+def front_points(
+    run: Mapping[str, Any], target: str, split: str
+) -> tuple[list[Point], list[Series], list[tuple[float, float]]]:
+    """Return the points of a plot, their series and the corners of the front.
+
+    Args:
+        run: the report's data.
+        target: whose latencies.
+        split: ``test`` (teacher, front and baselines only) or ``validation`` (all that were distilled in full).
+    """
+    key = "test_score" if split == "test" else "score"
+    factor = 100.0 if is_share(run.get("metric")) else 1.0
+    spaces = list(dict.fromkeys(s["architecture"]["space"] for s in run["front"]))
+    spaces += [
+        name
+        for name in dict.fromkeys(o["architecture"]["space"] for o in run.get("outcomes", []) if o.get("architecture"))
+        if name not in spaces
+    ]
+    series = [Series(short(name), i, i % 3) for i, name in enumerate(spaces)]
+    points: list[Point] = []
+    on_front = set()
+    corners = []
+    for student in run["front"]:
+        latency = student["latency_ms"].get(target)
+        on_front.add(student["id"])
+        if latency is None or student.get(key) is None:
+            continue
+        y = factor * student[key]
+        place = spaces.index(student["architecture"]["space"])
+        points.append(_point(student["id"], short(spaces[place]), latency, y, place, student, run, split))
+        corners.append((latency["value"], y))
+    sign = -1.0 if (run.get("metric") or {}).get("higher_is_better", True) else 1.0
+    corners = [corners[i] for i in non_dominated([(x, sign * y) for x, y in corners])]
+    if split == "validation":
+        points += _others(run, target, factor, spaces, on_front)
+    series.append(Series("truncated teacher, trained", 3, 5))
+    series.append(Series("truncated teacher, untrained", 3, 5, hollow=True))
+    for item in run.get("baselines", []):
+        report = item.get("targets", {}).get(target)
+        if report is not None and item.get(key) is not None:
+            where = len(spaces) + (0 if item.get("epochs") else 1)
+            latency = _brief(report)
+            points.append(_point(item["name"], "baseline", latency, factor * item[key], where, item, run, split))
+    teacher = run["teacher"]
+    series.append(Series("teacher", -1, 3))
+    if teacher["latency_ms"].get(target) and teacher.get(key) is not None:
+        latency = teacher["latency_ms"][target]
+        points.append(
+            _point("teacher", str(teacher.get("name")), latency, factor * teacher[key], len(series) - 1, teacher, run,
+                   split)
+        )  # fmt: skip
+    return points, series, corners
+
+
+def _point(
+    name: str, kind: str, latency: Mapping[str, float], y: float, series: int, item: Mapping[str, Any],
+    run: Mapping[str, Any], split: str,
+) -> Point:  # fmt: skip
+    shown = "teacher" if name == "teacher" else count(item.get("params"))
+    value = score(y / (100.0 if is_share(run.get("metric")) else 1.0), run.get("metric"))
+    tip = (
+        f"{name} ({kind}): {split} {(run.get('metric') or {}).get('name', 'score')} {value}, "
+        f"{milliseconds(latency['value'])} ms [{milliseconds(latency['low'])}, {milliseconds(latency['high'])}], "
+        f"{count(item.get('params'))} parameters"
+    )
+    return Point(latency["value"], y, series, latency["low"], latency["high"], shown, tip)
+
+
+def _others(
+    run: Mapping[str, Any], target: str, factor: float, spaces: Sequence[str], on_front: set[str]
+) -> list[Point]:
+    """Return the students that were distilled in full and are not on the front."""
+    found = []
+    for outcome in run.get("outcomes", []):
+        arch, report = outcome.get("architecture"), outcome.get("targets", {}).get(target)
+        if outcome.get("state") != "complete" or not arch or not report or outcome.get("score") is None:
+            continue
+        number = f"{outcome['number']:04d}"
+        if any(name.startswith(number) for name in on_front):
+            continue
+        latency = _brief(report)
+        value = score(outcome["score"], run.get("metric"))
+        origin = " (random start)" if outcome.get("origin") == "spread" else ""
+        tip = f"trial {outcome['number']}{origin}: {value}, {milliseconds(latency['value'])} ms"
+        place = spaces.index(arch["space"])
+        found.append(Point(latency["value"], factor * outcome["score"], place, tip=tip, strong=False))
+    return found
+
+
+def _brief(report: Mapping[str, Any]) -> dict[str, float]:
+    latency = report["latency"]
+    return {"value": latency["value_ms"], "low": latency["low_ms"], "high": latency["high_ms"]}
+
+
+# ---- table ----------------------------------------------------------------------------------------------------------
+
+
+def students(run: Mapping[str, Any]) -> Section:
+    """Return teacher and front as a table."""
+    metric, targets = run.get("metric"), list(run["teacher"]["latency_ms"])
+    name = (metric or {}).get("name", "score")
+    columns = ["network", "space", f"validation {name}", f"test {name}"]
+    columns += [f"{short(target)}, ms" for target in targets]
+    columns += ["parameters", "MACs", "on disk"]
+    best = recommended(run)
+    rows = [_row({**run["teacher"], "id": "teacher"}, run, targets)]
+    rows += [_row(student, run, targets) for student in run["front"]]
+    strong = [i + 1 for i, s in enumerate(run["front"]) if best is not None and s["id"] == best["id"]]
+    caption = "The teacher and the students of the front, fastest first; the recommended one stands out"
+    html = table(columns, rows, caption=caption, strong=strong, words=(0, 1))
+    html += paragraph(
+        "Latency: median with its 95 % interval, on the exported network, timed in the same rounds as the teacher; the "
+        "ratio is the paired one of those rounds. Memory: the parameters in single precision. On disk: the saved "
+        "weights, and the file that the first target loads.",
+        "note",
+    )
+    if not run["front"]:
+        html += paragraph("No student of the front is finished.")
+    return Section("Students", html, {"rows": len(rows)})
+
+
+def _row(item: Mapping[str, Any], run: Mapping[str, Any], targets: Sequence[str]) -> list[Cell | str]:
+    metric, identifier = run.get("metric"), item["id"]
+    is_teacher = identifier == "teacher"
+    kind = str(item.get("name") or "") if is_teacher else short(item["architecture"]["space"])
+    link = f"arch-{identifier}" if not is_teacher and identifier in run.get("graphs", {}) else ""
+    cells: list[Cell | str] = [Cell(identifier, link=link), kind]
+    cells += [Cell(score(item.get(key), metric), item.get(key)) for key in ("score", "test_score")]
+    for target in targets:
+        latency = item["latency_ms"].get(target)
+        if latency is None:
+            cells.append("–")
+            continue
+        interval = f"[{milliseconds(latency['low'])}, {milliseconds(latency['high'])}]"
+        ratio = None if is_teacher else item.get("latency_ratio", {}).get(target)
+        note = interval if ratio is None else f"{interval}\n{ratio['value']:.3g} × teacher"
+        cells.append(Cell(milliseconds(latency["value"]), latency["value"], note))
+    params, macs = item.get("params"), item.get("macs")
+    memory = "" if params is None else f"{size(BYTES * params)} in memory"
+    cells += [Cell(count(params), params, memory), Cell(count(macs), macs)]
+    weights, file = _disk(item, run, targets)
+    cells.append(Cell(size(weights), weights, "" if file is None else f"{size(file)} exported"))
+    return cells
+
+
+def _disk(item: Mapping[str, Any], run: Mapping[str, Any], targets: Sequence[str]) -> tuple[int | None, int | None]:
+    """Return the bytes of a network's saved weights and of what the first target loads."""
+    if item["id"] == "teacher":
+        reports = run.get("teacher_record", {}).get("targets", {})
+        return None, reports.get(targets[0], {}).get("artefact_bytes") if targets else None
+    number = int(item["id"].split("-")[0])
+    outcome: dict[str, Any] = next((o for o in run.get("outcomes", []) if o.get("number") == number), {})
+    report = outcome.get("targets", {}).get(targets[0], {}) if targets else {}
+    return run.get("disk", {}).get(item["id"]), report.get("artefact_bytes")
