@@ -155,7 +155,8 @@ class Registry:
 
     def _unknown(self, kind: Kind, name: str, problems: list[PluginProblem]) -> UnknownComponentError:
         """Say what `name` could have meant."""
-        names = [record.name for record in self.of_kind(kind)] + [record.id for record in self.of_kind(kind)]
+        # Bare names for a bare name, ids for an id: both would name every component twice.
+        names = [record.id if ":" in name else record.name for record in self.of_kind(kind)]
         elsewhere = sorted({label(item.kind) for item in self if name in (item.name, item.id)})
         message = f"no {label(kind)} named {name!r}."
         if elsewhere:

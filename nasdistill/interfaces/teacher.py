@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -98,6 +98,11 @@ class SingleTeacher(TeacherSession):
 class Teacher(Component, ABC):
     """Opens teachers; users write ``NAME:LOCATOR`` (``timm:resnet18``, ``torch:package.module:callable``)."""
 
+    @classmethod
+    def locators(cls) -> Sequence[str]:
+        """Return the locators that are known, to suggest one to a user who left the name out; empty without a list."""
+        return ()
+
     @abstractmethod
     def open(
         self,
@@ -115,7 +120,8 @@ class Teacher(Component, ABC):
             task: a prepared task.
             cache_dir: where anything trained or converted is kept, by content.
             device: where to put it.
-            progress: told what is going on, one line at a time.
+            progress: told what is going on, one line at a time; a training says ``epoch N of M`` in a line each epoch,
+                which is then shown as progress.
 
         Raises:
             UsageError: nothing by this name, with close matches.

@@ -13,7 +13,7 @@ Source of the architecture: "Early Convolutions Help Transformers See Better", a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,11 @@ class BuiltinTeacher(Teacher):
 
     options_model = BuiltinOptions
     options: BuiltinOptions
+
+    @classmethod
+    def locators(cls) -> Sequence[str]:
+        """Return the names of the bundled teachers."""
+        return tuple(BUILTINS)
 
     def open(
         self,

@@ -13,7 +13,7 @@ Source: "PyTorch Image Models", https://github.com/huggingface/pytorch-image-mod
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,15 @@ class TimmTeacher(Teacher):
     options_model = TimmOptions
     options: TimmOptions
 
+    @classmethod
+    def locators(cls) -> Sequence[str]:
+        """Return all of timm's names."""
+        prepare_imports()
+        import timm
+
+        names: list[str] = timm.list_models()
+        return names
+
     def open(
         self,
         locator: str,
@@ -66,7 +75,9 @@ class TimmTeacher(Teacher):
             raise MismatchError(f"{label} takes images, but the task is {io}")
         if options.weights is not None and options.pretrained:
             raise UsageError(f"{label}: give weights or pretrained, not both")
-        if not locator or not timm.is_model(locator):
+        if not locator:
+            raise UsageError("timm needs the name of a model", hint="Write timm:NAME, such as timm:resnet18.")
+        if not timm.is_model(locator):
             raise UsageError(
                 f"timm has no model {locator!r}. {did_you_mean(locator.split('.')[0], timm.list_models())}",
                 hint="Write timm:NAME with a name of timm.list_models(), such as timm:resnet18.",

@@ -133,7 +133,7 @@ def test_timm_local_weights_round_trip(opened, digits, tmp_path, suffix):
 def test_timm_unknown_name(opened, digits):
     with pytest.raises(UsageError, match=r"timm has no model 'resnet19'. Did you mean .*'resnet"):
         opened("timm:resnet19", digits)
-    with pytest.raises(UsageError, match="timm has no model ''"):
+    with pytest.raises(UsageError, match="timm needs the name of a model"):
         opened("timm:", digits)
 
 
