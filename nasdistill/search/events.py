@@ -12,18 +12,18 @@ class Event:
     """Something happened.
 
     Attributes:
-        kind: ``message`` (a sentence), ``plan`` (before the run), ``rung`` (a rung starts on `total` candidates),
-            ``step`` (one of them is done), ``epoch`` (within a distillation), ``front`` (the best so far changed),
-            ``done``.
+        kind: ``message`` (a sentence), ``phase`` (what goes on outside the rungs), ``plan`` (before the run), ``rung``
+            (a rung starts on `total` candidates), ``step`` (one of them is done), ``epoch`` (within a training),
+            ``front`` (the best so far changed), ``done``.
         text: one line for people.
-        rung: which rung, where that applies.
-        done: candidates of the rung that are done.
-        total: candidates of the rung.
+        rung: which rung, where that applies; ``teacher`` while the teacher itself is trained.
+        done: candidates of the rung that are done; epochs of the teacher's training.
+        total: candidates of the rung; epochs of the teacher's training.
         trial: number of the trial concerned.
         facts: anything else, JSON-able.
     """
 
-    kind: Literal["message", "plan", "rung", "step", "epoch", "front", "done"]
+    kind: Literal["message", "phase", "plan", "rung", "step", "epoch", "front", "done"]
     text: str = ""
     rung: str = ""
     done: int = 0
@@ -31,6 +31,9 @@ class Event:
     trial: int | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
+
+FINAL_LATENCY = "final latency"
+"""The rung in which the front is timed on every target, head to head with the teacher."""
 
 Listener = Callable[[Event], None]
 

@@ -5,37 +5,59 @@ from __future__ import annotations
 import math
 import random
 import time
+from collections.abc import Sequence
 
 from nasdistill.distill import train
-from nasdistill.search.events import Event
+from nasdistill.search.events import FINAL_LATENCY, Event
 from nasdistill.search.parts import Parts, parameter_count, space_summary
 from nasdistill.search.session import Session
 from nasdistill.seeds import derive_seed, seeded
 
+_FRONT = 8
+"""Students on a front, for the estimate: about so many are timed once more at the end."""
 
-def make_plan(parts: Parts, session: Session) -> Event:
-    """Return the plan as an event: a few lines, with a time estimate from a timed pilot."""
+
+def make_plan(parts: Parts, session: Session, notes: Sequence[str] = ()) -> Event:
+    """Return the plan as an event: a few lines, with a time estimate from a timed pilot.
+
+    Its facts have ``rungs``, the strategy's rows and one for the final timing, each with the ``seconds`` it may take;
+    ``seconds`` in all; and ``timeout``, the limit on proposing, None without one.
+
+    Args:
+        parts: what the run works with.
+        session: measures the pilot.
+        notes: lines to add: what was decided about the configuration.
+    """
     lines = [
         f"space    {row['space']}: {_count(row['size'])} architectures, {row['axes']} axes"
         for row in space_summary(parts.spaces)
     ]
-    latency = session.teacher_reports[session.primary_target].latency
+    teacher = session.teacher_reports[session.primary_target].latency
     lines.append(
         f"teacher  {parts.teacher.label}: {parameter_count(parts.teacher.model) / 1e3:.0f}k parameters, "
-        f"{latency.value_ms:.3f} ms on {session.primary_target}"
+        f"{teacher.value_ms:.3f} ms on {session.primary_target}"
     )
     lines.append(f"targets  {', '.join(session.meters)}")
     rows = parts.components.strategy.plan(session.trials)
     seconds = pilot(parts, session)
-    total = 0.0
     for row in rows:
         cost = seconds["epoch"] * row["epochs"] if "epochs" in row else seconds.get(row["rung"], 0.0)
-        spent = cost * row["candidates"]
-        total += spent
-        detail = f", {row['epochs']} epochs each" if "epochs" in row else ""
-        lines.append(f"rung     {row['rung']}: about {row['candidates']} candidates{detail}, {_time(spent)}")
+        row["seconds"] = cost * row["candidates"]
+        detail = f", {row['epochs']} epoch{'s' * (row['epochs'] != 1)} each" if "epochs" in row else ""
+        lines.append(f"rung     {row['rung']}: about {row['candidates']} candidates{detail}, {_time(row['seconds'])}")
+    if rows:
+        latency = parts.config.latency
+        timed = 1 + min(_FRONT, rows[-1]["candidates"])  # with the teacher
+        once = seconds["latency"] * latency.final_pairs / latency.max_pairs
+        rows.append({"rung": FINAL_LATENCY, "candidates": 1, "seconds": once * timed * len(session.meters)})
+        lines.append(f"rung     {FINAL_LATENCY}: the front on every target, {_time(rows[-1]['seconds'])}")
+    total = sum(row["seconds"] for row in rows)
+    timeout = parts.config.search.timeout
+    lines += [f"note     {note}" for note in notes]
+    if timeout is not None:
+        lines.append(f"limit    nothing new is proposed after {_time(timeout)}; what is under way is finished")
     lines.append(f"estimate {_time(total)} in all, from a pilot of one candidate per space")
-    return Event("plan", "\n".join(lines), facts={"rungs": rows, "seconds": total})
+    return Event("plan", "\n".join(lines), facts={"rungs": rows, "seconds": total, "timeout": timeout})
 
 
 def pilot(parts: Parts, session: Session) -> dict[str, float]:
@@ -56,10 +78,10 @@ def pilot(parts: Parts, session: Session) -> dict[str, float]:
             with seeded(seed, "pilot"):
                 model = space.build(arch, task.io).eval()
             start = time.monotonic()
-            session.run_proxies(model.to(parts.device), space.cost(arch, task.io))
+            session.bench.run_proxies(model.to(parts.device), space.cost(arch, task.io))
             found["proxies"].append(time.monotonic() - start)
             start = time.monotonic()
-            session.meters[session.primary_target].report(model.cpu(), session.example(), name="pilot")
+            session.meters[session.primary_target].report(model.cpu(), session.bench.example(), name="pilot")
             found["latency"].append(time.monotonic() - start)
             result = train(
                 model,

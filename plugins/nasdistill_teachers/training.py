@@ -65,7 +65,7 @@ def train(model: nn.Module, task: Task, plan: SupervisedPlan, say: Callable[[str
         model: gives ``(B, K)`` logits; on the CPU.
         task: a prepared classification task.
         plan: see :class:`SupervisedPlan`.
-        say: told about every fifth of the epochs, with the time that is left.
+        say: told about every epoch, with the time that is left.
 
     Raises:
         NasdistillError: the loss is not finite.
@@ -99,9 +99,8 @@ def train(model: nn.Module, task: Task, plan: SupervisedPlan, say: Callable[[str
             if not math.isfinite(value):
                 raise NasdistillError(f"training the teacher failed in epoch {epoch + 1}: the loss is {value}")
             done = epoch + 1
-            if done % max(1, plan.epochs // 5) == 0 or done in (1, plan.epochs):
-                left = (time.perf_counter() - begin) / done * (plan.epochs - done)
-                say(f"epoch {done} of {plan.epochs}, loss {value:.3f}, about {left:.0f} s left")
+            left = (time.perf_counter() - begin) / done * (plan.epochs - done)
+            say(f"epoch {done} of {plan.epochs}, loss {value:.3f}, about {left:.0f} s left")
     return average.eval().requires_grad_(False)
 
 
