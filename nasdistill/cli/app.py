@@ -87,8 +87,9 @@ def run(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         return code
-    except KeyboardInterrupt:
-        _complain("interrupted", debug=debug)
+    except KeyboardInterrupt as stop:
+        # Whoever was interrupted may have said what is kept.
+        _complain("; ".join(["interrupted", *map(str, stop.args)]), debug=debug)
         return 130
     except BrokenPipeError:
         # The reader of our output is gone (`| head`). Python would complain once more when it flushes at exit.

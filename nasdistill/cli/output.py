@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
@@ -54,13 +55,14 @@ def warn(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print `value` to stdout as indented JSON.
+    """Print `value` to stdout as JSON: indented on a terminal, one line elsewhere (so ``| tail -1`` has all of it).
 
     Raises:
         ValueError: it holds NaN or an infinity, which JSON cannot say.
     """
     encoding = (sys.stdout.encoding or "").lower().replace("-", "")
-    print(json.dumps(value, indent=2, ensure_ascii=encoding != "utf8", allow_nan=False), flush=True)
+    indent = 2 if sys.stdout.isatty() else None
+    print(json.dumps(value, indent=indent, ensure_ascii=encoding != "utf8", allow_nan=False), flush=True)
 
 
 def is_terminal(stream: TextIO | None = None) -> bool:
@@ -113,10 +115,30 @@ def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     # Text: brackets in a title, heading or cell are not markup
     table = Table(title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in columns:
-        table.add_column(Text(heading), justify="right" if heading in right else "left", overflow="fold")
+        number = heading in right  # numbers stay whole: it is the text beside them that wraps
+        table.add_column(Text(heading), justify="right" if number else "left", overflow="fold", no_wrap=number)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     Console(file=sys.stdout).print(table)
+
+
+def terminal_width() -> int | None:
+    """Return the width of the terminal on stdout (``COLUMNS`` wins), None where stdout is no terminal."""
+    return shutil.get_terminal_size().columns if is_terminal() else None
+
+
+def print_lines(lines: Sequence[str], *, head: int = 0) -> None:
+    """Print lines that are laid out already to stdout; on a terminal the first `head` of them are bold."""
+    if not is_terminal():
+        print("\n".join(lines))
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=sys.stdout)
+    for number, line in enumerate(lines):
+        # The terminal may be narrower than the narrowest form: then it wraps, and nothing is cut off.
+        console.print(Text(line, style="bold" if number < head else ""), soft_wrap=True)
 
 
 def print_pairs(pairs: Mapping[str, object]) -> None:

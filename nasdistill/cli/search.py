@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from nasdistill.spec.config import RunConfig
 
 
+_CUT = "max_latency_ratio"
+"""Strategies' option: slowest student that is trained, relative to the teacher."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml", help="configuration file")
@@ -54,32 +58,51 @@ def run(args: argparse.Namespace) -> int:
         name = args.preset or "digits"
         values, where = tomllib.loads(preset_text(name)), f"preset {name}"
     # The file is judged first, so that a mistake in it is not blamed on an option, and the other way round.
-    values = override(values, args, parse_config(values, where=where))
+    base = parse_config(values, where=where)
+    values = override(values, args, base)
     config = parse_config(values, where=f"{where} with the command line's options")
+    notes: list[str] = []
+    if args.config is None:
+        values, notes = without_preset_cut(values, args, base, config)
+        config = parse_config(values, where=f"{where} with the command line's options")
 
     from nasdistill.cli.common import load_host
-    from nasdistill.cli.output import is_quiet, print_json, print_table
+    from nasdistill.cli.output import is_quiet, print_json
     from nasdistill.cli.progress import Display
+    from nasdistill.errors import NasdistillError
     from nasdistill.search.events import silent
+    from nasdistill.search.reasons import nothing_finished
     from nasdistill.search.run import run_search
-    from nasdistill.search.summary import summary_header, summary_rows
     from nasdistill.store import RunDirectory
 
     out = args.out if args.out is not None else RunDirectory.next_free(Path("runs") / name)
     host = load_host(args, disable=config.plugins.disable)
     if is_quiet():
-        result = run_search(config, out, host=host, listener=silent, config_text=text)
+        result = run_search(config, out, host=host, listener=silent, config_text=text, notes=notes)
     else:
         with Display() as display:
-            result = run_search(config, out, host=host, listener=display, config_text=text)
+            result = run_search(config, out, host=host, listener=display, config_text=text, notes=notes)
     if args.json:
         print_json(result)
     else:
-        print_table(summary_header(result), summary_rows(result))
+        print_front(result)
         for line in closing_lines(result):
             print(line)
-    # A search in which candidates failed and none was finished did not do its work.
-    return 1 if not result["front"] and result["trials"]["failed"] else 0
+    if not result["front"]:
+        # A search without a student did not do its work.
+        message, hint = nothing_finished(result)
+        raise NasdistillError(message, hint=hint)
+    return 0
+
+
+def print_front(result: dict[str, Any]) -> None:
+    """Print teacher and front as a table that fits the terminal; elsewhere everything."""
+    from nasdistill.cli.output import print_lines, terminal_width
+    from nasdistill.search.summary import summary_lines
+
+    name = result["teacher"].get("name") or "teacher"
+    print_lines([f"Teacher: {name}. Latencies are for one sample, ratios to the teacher."])
+    print_lines(summary_lines(result, terminal_width()), head=2)
 
 
 def override(values: dict[str, Any], args: argparse.Namespace, base: RunConfig) -> dict[str, Any]:
@@ -135,6 +158,41 @@ def override(values: dict[str, Any], args: argparse.Namespace, base: RunConfig) 
     return values
 
 
+def without_preset_cut(
+    values: dict[str, Any], args: argparse.Namespace, base: RunConfig, config: RunConfig
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the configuration without the preset's latency cut where that does not hold, and what to say about it.
+
+    A preset's ``max_latency_ratio`` was chosen for its own teacher, data, spaces and first target; with another one of
+    these it may cut off every student. An explicit limit in milliseconds takes its place.
+
+    Args:
+        values: the preset with the command line's values.
+        args: the parsed options; a strategy option given with ``--set`` is the user's own and stays.
+        base: the preset.
+        config: the validated form of `values`.
+    """
+    search = values.get("search", {})
+    options = dict(search.get("strategy_options", {}))
+    own = any(item.strip().startswith("search.strategy_options") for item in args.set)
+    changed = [
+        what
+        for what, differs in (
+            ("another teacher", config.teacher != base.teacher),
+            ("another task or other data", config.task != base.task),
+            ("other search spaces", config.space != base.space),
+            ("another first target", config.target[0] != base.target[0]),
+            ("a latency limit in milliseconds", config.constraints.max_latency_ms is not None),
+        )
+        if differs
+    ]
+    if own or not changed or _CUT not in options:
+        return values, []
+    value = options.pop(_CUT)
+    note = f"the preset's {_CUT} = {value:g} is left out: the command line asks for {' and '.join(changed)}"
+    return {**values, "search": {**search, "strategy_options": options}}, [note]
+
+
 def _toml_value(raw: str, item: str) -> Any:
     """Read the right-hand side of ``--set``: a TOML value, or a bare word taken as text."""
     import tomllib
@@ -164,9 +222,7 @@ def closing_lines(result: dict[str, Any]) -> list[str]:
     if ranks:
         n = max(quality["n"] for quality in result["proxies"].values())
         lines.append(f"Proxies against distilled scores (Spearman, n={n}): {', '.join(ranks)}.")
-    if not result["front"]:
-        lines.append(f"No student was finished; nasdistill show --trials {result['run']} says why.")
-    elif result["front"][0].get("test_score") is None:
+    if result["front"] and result["front"][0].get("test_score") is None:
         lines.append("Test scores are not known yet: the run did not reach its final report.")
     lines.append(f"Run: {result['run']} (nasdistill show {result['run']})")
     return lines

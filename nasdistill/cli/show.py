@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+_NUMBERS = ("trial", "score", "params")
+"""Columns of the trials' table that are aligned to the right."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
@@ -16,9 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the result object or the table of the front."""
     from nasdistill.cli.output import print_json, print_table
-    from nasdistill.cli.search import closing_lines
+    from nasdistill.cli.search import closing_lines, print_front
+    from nasdistill.search.reasons import nothing_finished
     from nasdistill.search.result import build_result
-    from nasdistill.search.summary import summary_header, summary_rows
     from nasdistill.store import RunDirectory
 
     directory = RunDirectory.open(args.run)
@@ -28,10 +31,13 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.trials:
         header = ["trial", "state", "rung", "space", "score", "params", "why"]
-        print_table(header, [_trial_row(outcome) for outcome in directory.outcomes()])
-    print_table(summary_header(result), summary_rows(result))
+        print_table(header, [_trial_row(outcome) for outcome in directory.outcomes()], right=_NUMBERS)
+    print_front(result)
     # A killed process cannot say that it ended.
     print(f"State: {'running, or killed' if result['state'] == 'running' else result['state']}.")
+    if not result["front"] and result["state"] != "running":
+        message, hint = nothing_finished(result)
+        print(f"{message[0].upper()}{message[1:]}.\n  {hint}")
     for line in closing_lines(result):
         print(line)
     return 0

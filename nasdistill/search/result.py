@@ -11,6 +11,7 @@ from typing import Any
 from nasdistill.interfaces import Candidate
 from nasdistill.measure.rank import correlation, top_k_regret
 from nasdistill.search.pareto import non_dominated
+from nasdistill.search.reasons import reasons
 from nasdistill.search.session import candidate_from_json
 from nasdistill.spec.measurement import TargetReport
 from nasdistill.store import RunDirectory
@@ -25,8 +26,8 @@ def student_id(candidate: Candidate) -> str:
 def build_result(run: RunDirectory) -> dict[str, Any]:
     """Return the result object of any run: finished, running or killed.
 
-    Keys are stable: ``run``, ``state``, ``teacher``, ``front``, ``trials``, ``seconds``, ``proxies``. Latencies are in
-    milliseconds by target (the one that the search minimised first), scores in the task's metric.
+    Keys are stable: ``run``, ``state``, ``teacher``, ``front``, ``trials``, ``reasons``, ``seconds``, ``proxies``.
+    Latencies are in milliseconds by target (the one that the search minimised first), scores in the task's metric.
     """
     config = run.read("config.json") or {}
     teacher = run.read("teacher.json") or {}
@@ -56,9 +57,20 @@ def build_result(run: RunDirectory) -> dict[str, Any]:
             "running": sum(c.state == "running" for c in candidates),
             "repeated": len(outcomes) - len(candidates),
         },
+        "reasons": reasons(candidates, config.get("constraints") or {}, primary, _value(latencies, primary)),
         "seconds": run.read("seconds.json") or {},
         "proxies": proxy_quality(candidates, _higher(teacher)),
     }
+
+
+def write_result(run: RunDirectory) -> dict[str, Any]:
+    """Write ``result.json`` and return the result object.
+
+    In the file the run is ``"."``, where the file itself lies: a run directory may be moved.
+    """
+    result = build_result(run)
+    run.write("result.json", {**result, "run": "."})
+    return result
 
 
 def front_of(candidates: Sequence[Candidate], primary: str | None, higher: bool) -> list[Candidate]:
@@ -83,6 +95,10 @@ def _latencies(targets: Mapping[str, Any], primary: str | None) -> dict[str, dic
     """Return the teacher's latencies, the primary target's first (files have sorted keys)."""
     names = sorted(targets, key=lambda name: (name != primary, name))
     return {name: TargetReport.from_json(targets[name]).latency.brief() for name in names}
+
+
+def _value(latencies: Mapping[str, Mapping[str, float]], target: str | None) -> float | None:
+    return None if target is None or target not in latencies else latencies[target]["value"]
 
 
 def _ratio(name: str, report: TargetReport, teacher: Mapping[str, Mapping[str, float]]) -> dict[str, float] | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,13 +29,16 @@ from nasdistill.search.parts import (
     parameter_count,
 )
 from nasdistill.search.plan import make_plan
-from nasdistill.search.result import build_result, student_id
+from nasdistill.search.result import student_id, write_result
 from nasdistill.search.session import Session
 from nasdistill.search.study import Proposals
 from nasdistill.seeds import derive_seed
 from nasdistill.spec.config import RunConfig
 from nasdistill.spec.measurement import Budget
 from nasdistill.store import RunDirectory, save_student, weights_hash
+
+_EPOCH = re.compile(r"\bepoch (\d+) of (\d+)\b")
+"""How a teacher that is being trained names its progress (see :meth:`nasdistill.interfaces.Teacher.open`)."""
 
 
 def run_search(
@@ -43,6 +48,7 @@ def run_search(
     host: Host | None = None,
     listener: Listener = silent,
     config_text: str | None = None,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Run a search and return its result object.
 
@@ -52,10 +58,12 @@ def run_search(
         host: where components come from; a fresh one by default.
         listener: told what happens.
         config_text: the user's own file, kept beside the resolved configuration.
+        notes: lines for the plan: what the caller decided about the configuration.
 
     Raises:
         UsageError: wrong names, options, data, teacher or output folder; nothing is left behind.
         TargetUnavailableError: a target's runtime is missing.
+        KeyboardInterrupt: as it came in, saying what is kept of the run.
     """
     host = host or Host.load(disable=config.plugins.disable)
     components = create_components(config, host)
@@ -68,14 +76,16 @@ def run_search(
         try:
             parts = _set_up(run, components, config, listener, config_text)
             session = _open_session(run, parts, listener, stack)
-        except BaseException:
+        except BaseException as error:
             # Nothing has been found out yet, so nothing is worth keeping: leave the folder as it was.
             stack.close()
             shutil.rmtree(run.path, ignore_errors=True)
             if existed:
                 run.path.mkdir(exist_ok=True)
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt("nothing was tried yet, so nothing is kept of the run") from None
             raise
-        return _search(run, session, listener)
+        return _search(run, session, listener, notes)
 
 
 def _set_up(
@@ -84,10 +94,16 @@ def _set_up(
     """Open the parts and write down what the run is."""
 
     def message(text: str) -> None:
-        listener(Event("message", text))
+        epoch = _EPOCH.search(text)
+        if epoch is None:
+            listener(Event("message", text))
+        else:
+            listener(Event("epoch", text, "teacher", int(epoch[1]), int(epoch[2])))
 
     start = time.monotonic()
+    listener(Event("phase", "opening the data and the teacher"))
     parts = open_parts(components, config, message=message)
+    listener(Event("phase", "evaluating the teacher"))
     run.write("config.json", config.to_json())
     if config_text is not None:
         run.write_text("config.toml", config_text)
@@ -146,6 +162,7 @@ def _open_session(run: RunDirectory, parts: Parts, listener: Listener, stack: co
         trials=config.search.trials,
     )
     session = Session(run, parts, proposals, meters, listener)
+    listener(Event("phase", "measuring the teacher"))
     # Milliseconds are comparable within one calibration: whoever goes on with this run needs it.
     run.write("calibration.json", {name: meter.calibration for name, meter in meters.items()})
     session.measure_teacher()
@@ -153,13 +170,14 @@ def _open_session(run: RunDirectory, parts: Parts, listener: Listener, stack: co
     return session
 
 
-def _search(run: RunDirectory, session: Session, listener: Listener) -> dict[str, Any]:
+def _search(run: RunDirectory, session: Session, listener: Listener, notes: Sequence[str]) -> dict[str, Any]:
     """Run the strategy and finish the run, whatever ends it."""
     run.write("status.json", {"state": "running"})
     run.event("started")
     try:
         start = time.monotonic()
-        plan = make_plan(session.parts, session)
+        listener(Event("phase", "timing one candidate of each space"))
+        plan = make_plan(session.parts, session, notes)
         session.spent("pilot", time.monotonic() - start)
         listener(plan)
         session.parts.components.strategy.run(session)
@@ -168,8 +186,7 @@ def _search(run: RunDirectory, session: Session, listener: Listener) -> dict[str
         run.event("finished")
     except KeyboardInterrupt:
         _end(run, "interrupted", "interrupted by the user")
-        listener(Event("message", f"interrupted; finished trials are kept: nasdistill show {run.path}"))
-        raise
+        raise KeyboardInterrupt(f"finished trials are kept: nasdistill show {run.path}") from None
     except (OSError, optuna.exceptions.StorageInternalError) as error:
         _end(run, "failed", f"{type(error).__name__}: {error}")
         raise NasdistillError(
@@ -179,8 +196,7 @@ def _search(run: RunDirectory, session: Session, listener: Listener) -> dict[str
     except BaseException as error:
         _end(run, "failed", f"{type(error).__name__}: {error}")
         raise
-    result = build_result(run)
-    run.write("result.json", result)
+    result = write_result(run)
     listener(Event("done", f"front of {len(result['front'])} students in {run.path}"))
     return result
 
@@ -215,6 +231,7 @@ def finish(run: RunDirectory, session: Session, listener: Listener) -> None:
         session.measure(front, budget=budget, together=True)
         _record_teacher(run, session)
         front = session.front()
+    listener(Event("phase", "final report"))
     listener(Event("message", f"evaluating the teacher and {len(front)} students on the test split"))
     start = time.monotonic()
     tested = {str(c.number): _test_score(session, c) for c in front}

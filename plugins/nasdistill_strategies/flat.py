@@ -37,7 +37,7 @@ class Flat(Strategy):
             asked = session.ask(1)
             alive = session.measure(session.score(session.check(asked)))
             slow = [c for c in alive if session.latency_ratio(c) > self.options.max_latency_ratio]
-            session.prune(slow, f"slower than {self.options.max_latency_ratio:g} of the teacher (max_latency_ratio)")
+            session.prune(slow, f"slower than {self.options.max_latency_ratio:g} times the teacher (max_latency_ratio)")
             alive = [c for c in alive if c.alive]
             trained += len(alive)
             session.complete(session.distill(alive, self.options.epochs, "full"))

@@ -86,7 +86,7 @@ class Funnel(Strategy):
         alive = session.measure(alive)
         limit = self.options.max_latency_ratio
         slow = [c for c in alive if session.latency_ratio(c) > limit]
-        session.prune(slow, f"slower than {limit:g} of the teacher (max_latency_ratio)")
+        session.prune(slow, f"slower than {limit:g} times the teacher (max_latency_ratio)")
         alive = [c for c in alive if c.alive]
         latency = [session.latency_ratio(c) for c in alive]
         alive = self._gate(session, alive, latency, self.options.keep_latency, "dominated at the latency rung")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
 from toys_search import tiny, write_digits
 
 from nasdistill.cli.config import to_toml
-from nasdistill.cli.search import add_arguments, closing_lines, override
-from nasdistill.spec.config import RunConfig, parse_config
+from nasdistill.cli.search import add_arguments, closing_lines, override, without_preset_cut
+from nasdistill.spec.config import RunConfig, parse_config, preset_text
 
 
 @pytest.fixture
@@ -24,11 +25,13 @@ def config(tmp_path: Path) -> Path:
 def test_json_is_all_there_is_on_stdout_and_show_prints_the_same(cli_here, config: Path):
     done = cli_here("search", str(config), "--out", "run", "--trials", "3", "--json")
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1, "one line, whatever was printed before"
     result = json.loads(done.stdout)
     assert result["run"] == "run"
     assert result["trials"]["complete"] + result["trials"]["pruned"] + result["trials"]["failed"] == 3
     assert "estimate" in done.stderr
     shown = cli_here("show", "run", "--json")
+    assert shown.stdout == done.stdout
     assert json.loads(shown.stdout) == result
     table = cli_here("show", "run", "--trials").stdout
     assert "State: finished." in table
@@ -52,8 +55,24 @@ def test_an_interrupt_is_130_and_show_says_so(cli_here, config: Path, monkeypatc
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Display, "__call__", interrupt)
-    assert cli_here("search", str(config), "--out", "run").returncode == 130
+    done = cli_here("search", str(config), "--out", "run")
+    assert done.returncode == 130
+    assert done.stderr == "interrupted; finished trials are kept: nasdistill show run\n"
     assert "State: interrupted." in cli_here("show", "run").stdout
+
+
+def test_an_interrupt_before_the_first_trial_leaves_nothing_and_says_so(cli_here, tmp_path, config: Path, monkeypatch):
+    from nasdistill.cli.progress import Display
+
+    def interrupt(self, event):
+        if event.text == "measuring the teacher":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Display, "__call__", interrupt)
+    done = cli_here("search", str(config), "--out", "run")
+    assert done.returncode == 130
+    assert done.stderr == "interrupted; nothing was tried yet, so nothing is kept of the run\n"
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -119,4 +138,89 @@ def test_a_run_that_ended_early_says_that_test_scores_are_missing():
     }  # fmt: skip
     assert any("Test scores are not known yet" in line for line in closing_lines(result))
     assert not any("Test scores" in line for line in closing_lines({**result, "front": [{"test_score": 0.9}]}))
-    assert any("show --trials r" in line for line in closing_lines({**result, "front": []}))
+
+
+def test_a_presets_latency_cut_holds_for_the_preset_only():
+    def cut(*words: str) -> tuple[float | None, list[str]]:
+        values = tomllib.loads(PRESET)
+        parser = argparse.ArgumentParser()
+        add_arguments(parser)
+        args = parser.parse_args(words)
+        base = parse_config(values, where="preset")
+        made = override(values, args, base)
+        made, notes = without_preset_cut(made, args, base, parse_config(made, where="options"))
+        assert values == tomllib.loads(PRESET), "the preset's tables are not changed"
+        options = parse_config(made, where="options").search.strategy_options
+        assert args.strategy or options["short_epochs"] == 8, "the other options stay"
+        return options.get("max_latency_ratio"), notes
+
+    for words in ([], ["--trials", "3"], ["--max-params", "10"], ["--target", "onnxruntime_cpu"], ["--seed", "4"]):
+        assert cut(*words) == (0.1, [])
+    for words, told in (
+        (["--teacher", "timm:resnet18"], "another teacher"),
+        (["--set", "teacher.name=timm:resnet18"], "another teacher"),
+        (["--set", "teacher.options.epochs=3"], "another teacher"),
+        (["--data", "images"], "other data"),
+        (["--space", "resnet_s0"], "other search spaces"),
+        (["--target", "torch_cpu"], "another first target"),
+        (["--max-latency-ms", "0.5"], "a latency limit in milliseconds"),
+        (["--teacher", "timm:resnet18", "--space", "resnet_s0"], "another teacher and other search spaces"),
+    ):
+        value, notes = cut(*words)
+        assert value is None
+        assert len(notes) == 1
+        assert "max_latency_ratio = 0.1 is left out" in notes[0]
+        assert told in notes[0]
+    # What the user sets is the user's.
+    assert cut("--teacher", "timm:a", "--set", "search.strategy_options.max_latency_ratio=0.3") == (0.3, [])
+    assert cut("--teacher", "timm:a", "--strategy", "random") == (None, [])
+
+
+PRESET = """
+[search]
+strategy = "funnel"
+strategy_options = { short_epochs = 8, max_latency_ratio = 0.1 }
+"""
+
+
+def test_the_plan_says_that_the_presets_cut_is_left_out(cli_here, tmp_path: Path, monkeypatch):
+    """The whole way with the bundled preset: without its cut a small teacher has students, with it there is none."""
+    data = write_digits(tmp_path / "digits.npz")
+    small = tomllib.loads(preset_text("digits"))
+    small["target"] = [{"name": "simulated"}]
+    small["search"] |= {"trials": 2}
+    small["search"]["strategy_options"] |= {"short_epochs": 1, "full_epochs": 1, "max_latency_ratio": 1e-6}
+    small["space"] = [{"name": "resnet_s0", "options": {"blocks": [1], "width": [8, 16], "stages": [2]}}]
+    text = to_toml(parse_config(small, where="test").to_json())
+    monkeypatch.setattr("nasdistill.spec.config.preset_text", lambda name: text)
+    words = ["search", "--data", str(data), "--teacher", "timm:test_resnet", "--json"]
+    done = cli_here(*words)
+    assert done.returncode == 0, done.stderr
+    assert "note     the preset's max_latency_ratio = 1e-06 is left out" in done.stderr
+    assert json.loads(done.stdout)["front"]
+    done = cli_here(*words, "--set", "search.strategy_options.max_latency_ratio=1e-6")
+    assert "left out" not in done.stderr
+    assert done.returncode == 1
+    assert "error: no student was finished: 2 of 2 were pruned: slower than 1e-06 times the teacher" in done.stderr
+    assert "--set search.strategy_options.max_latency_ratio=" in done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["front"] == []
+    assert [(entry["state"], entry["n"]) for entry in result["reasons"]] == [("pruned", 2)]
+    shown = cli_here("show", result["run"])
+    assert shown.returncode == 0
+    assert "No student was finished: 2 of 2 were pruned: slower than 1e-06 times the teacher" in shown.stdout
+
+
+def test_a_search_without_a_student_fails_and_names_the_limit(cli_here, config: Path):
+    done = cli_here("search", str(config), "--out", "run", "--max-params", "10")
+    assert done.returncode == 1
+    assert "teacher" in done.stdout
+    assert "error: no student was finished: 2 of 2 were pruned: over max_params = 10 parameters, the nearest at" in (
+        done.stderr
+    )
+    assert "A larger --max-params keeps some of them." in done.stderr
+    assert "nasdistill show --trials run" in done.stderr
+    quiet = cli_here("-q", "search", str(config), "--out", "run2", "--timeout", "1e-6", "--json")
+    assert quiet.returncode == 1
+    assert quiet.stderr.startswith("error: no student was finished: no architecture was proposed\n")
+    assert json.loads(quiet.stdout)["front"] == []

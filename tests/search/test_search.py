@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import optuna
@@ -12,7 +13,9 @@ from toys_search import tiny, write_digits
 
 from nasdistill.errors import NasdistillError, TargetUnavailableError, UsageError
 from nasdistill.host import Host
+from nasdistill.interfaces import Candidate
 from nasdistill.search.pareto import non_dominated
+from nasdistill.search.reasons import nothing_finished, reasons
 from nasdistill.search.result import build_result
 from nasdistill.search.run import run_search
 from nasdistill.spec.component import Kind
@@ -101,6 +104,12 @@ def test_events_tell_the_plan_the_rungs_and_the_front(finished):
     assert {"message", "plan", "rung", "step", "epoch", "front", "done"} <= set(kinds)
     plan = next(event for event in events if event.kind == "plan")
     assert plan.facts["seconds"] > 0
+    assert plan.facts["seconds"] == sum(row["seconds"] for row in plan.facts["rungs"])
+    phases = [event.text for event in events if event.kind == "phase"]
+    assert phases[:2] == ["opening the data and the teacher", "evaluating the teacher"]
+    assert phases[-1] == "final report"
+    rungs = {event.rung for event in events if event.kind == "rung"}
+    assert {row["rung"] for row in plan.facts["rungs"]} <= rungs, "every rung of the plan comes"
 
 
 def test_no_pickles_and_no_absolute_paths_of_ours(finished):
@@ -108,7 +117,7 @@ def test_no_pickles_and_no_absolute_paths_of_ours(finished):
     suffixes = {path.suffix for path in run.path.rglob("*") if path.is_file()}
     assert suffixes <= {".json", ".jsonl", ".safetensors", ".db", ".db-wal", ".db-shm"}
     for path in run.path.rglob("*.json"):
-        if path.name not in ("config.json", "result.json"):
+        if path.name != "config.json":
             assert str(run.path.parent) not in path.read_text()
 
 
@@ -118,6 +127,7 @@ def test_a_moved_run_shows_the_same_front(finished, tmp_path):
     again = build_result(RunDirectory.open(moved))
     assert again["front"] == result["front"]
     assert again["run"] == str(moved)
+    assert json.loads((moved / "result.json").read_text()) == {**result, "run": "."}
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(finished, digits, tmp_path):
@@ -315,6 +325,9 @@ def test_the_latency_limit_holds_for_the_final_timing_too(digits, tmp_path):
     result = run_search(config, tmp_path / "run", host=final_timing(lambda made, _: slow_down(made, 1000)))
     assert result["trials"]["complete"] > 0
     assert result["front"] == []
+    message, hint = nothing_finished(result)
+    assert re.search(r"no student is within the limits: \d of 6 finished, but over max_latency_ms = 1 ms", message)
+    assert "--max-latency-ms" in hint
 
 
 def test_a_teacher_that_a_target_refuses_ends_the_run_with_nothing_left_behind(digits, tmp_path):
@@ -386,6 +399,53 @@ def test_the_primary_target_comes_first_in_the_result(tmp_path):
     assert list(build_result(run)["teacher"]["latency_ms"]) == ["targets:z", "targets:a"]
 
 
+def test_a_teachers_training_is_told_by_epochs(digits, tmp_path):
+    from nasdistill.interfaces import Teacher
+
+    events = []
+
+    def change(teacher: Teacher, name):
+        real = teacher.open
+
+        def train_first(*args, progress, **others):
+            for epoch in (1, 2, 3):
+                progress(f"acme: epoch {epoch} of 3, loss 0.5, about 2 s left")
+            progress("acme: 3 epochs took 2 s")
+            return real(*args, progress=progress, **others)
+
+        teacher.open = train_first
+        return teacher
+
+    host = _Wrapped(Host.load(third_party=False), Kind.TEACHER, change)
+    run_search(tiny(digits, search__trials=1), tmp_path / "run", host=host, listener=events.append)
+    told = [(event.done, event.total) for event in events if event.kind == "epoch" and event.rung == "teacher"]
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert any(event.kind == "message" and "3 epochs took" in event.text for event in events)
+
+
+def test_reasons_are_counted_and_being_dominated_never_decides():
+    candidates = [
+        *(Candidate(n, None, "pruned", reason="dominated at the proxies") for n in range(5)),
+        *(Candidate(n, None, "failed", reason=f"nan_loss: the loss is nan at step {n}") for n in range(5, 8)),
+        Candidate(8, None, "pruned", reason="slower than 0.1 times the teacher (max_latency_ratio)"),
+        Candidate(9, None, "pruned", reason="over", constraints={"params": 0.5, "macs": -0.5}),
+        Candidate(10, None, "pruned", reason="over", constraints={"params": 0.25, "macs": -0.5}),
+        Candidate(11, None, "running"),
+        Candidate(12, None, "complete"),
+    ]
+    found = reasons(candidates, {"max_params": 1000, "max_macs": 10}, None, None)
+    assert [(entry["state"], entry["n"]) for entry in found] == [
+        ("pruned", 5), ("failed", 3), ("pruned", 2), ("pruned", 1)
+    ]  # fmt: skip
+    assert found[1]["reason"] == "nan_loss: the loss is nan at step 5"
+    assert found[2]["reason"] == "over max_params = 1,000 parameters, the nearest at 1,250 parameters"
+    assert found[3]["hint"] == "--set search.strategy_options.max_latency_ratio=VALUE changes that limit."
+    trials = {"complete": 0, "pruned": 8, "failed": 3, "running": 1}
+    message, hint = nothing_finished({"run": "r", "trials": trials, "reasons": found})
+    assert message == "no student was finished: 3 of 12 failed: nan_loss: the loss is nan at step 5"
+    assert hint == "nasdistill show --trials r lists every trial."
+
+
 def test_nan_losses_end_the_trial_with_a_reason(digits, tmp_path):
     config = tiny(digits, training__lr=1e30, training__grad_clip=None, training__warmup=0.0)
     result = run_search(config, tmp_path / "run", host=Host.load(third_party=False))
@@ -401,7 +461,7 @@ def test_an_interrupt_keeps_what_is_finished(digits, tmp_path):
         if event.kind == "front":
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=r"finished trials are kept: nasdistill show .*run"):
         run_search(tiny(digits), tmp_path / "run", host=Host.load(third_party=False), listener=listener)
     shown = build_result(RunDirectory.open(tmp_path / "run"))
     assert shown["state"] == "interrupted"
@@ -414,8 +474,13 @@ def test_an_interrupt_keeps_what_is_finished(digits, tmp_path):
     ("changes", "error", "words"),
     [
         ({"teacher": {"name": "timm:test_resnt"}}, UsageError, "test_resnet"),
-        ({"teacher": {"name": "tim:test_resnet"}}, UsageError, "timm"),
-        ({"space": [{"name": "resnet_so"}]}, UsageError, "resnet_s0"),
+        ({"teacher": {"name": "tim:test_resnet"}}, UsageError, "Did you mean 'timm:test_resnet'?"),
+        ({"teacher": {"name": "resnet18"}}, UsageError, "Did you mean 'timm:resnet18'?"),
+        ({"teacher": {"name": "resnt18"}}, UsageError, "Did you mean 'timm:resnet18' or "),
+        ({"teacher": {"name": "digits"}}, UsageError, "Did you mean 'builtin:digits'?"),
+        ({"teacher": {"name": "qqqqqq"}}, UsageError, "Known: builtin, timm, torch."),
+        ({"space": [{"name": "resnet_so"}]}, UsageError, "Did you mean 'resnet_s0'?"),
+        ({"space": [{"name": "spaces:resnet_so"}]}, UsageError, "Did you mean 'spaces:resnet_s0'"),
         ({"space": [{"name": "resnet_s0", "options": {"blokcs": [1]}}]}, UsageError, "blocks"),
         ({"proxy": [{"name": "synflo"}]}, UsageError, "synflow"),
         ({"search__strategy": "funel"}, UsageError, "funnel"),
