@@ -3,22 +3,21 @@
 Models call ``F.scaled_dot_product_attention``; a torch function mode sees its arguments and its result and changes
 nothing. Three things need care. A mode does not see into Python functions that look for overrides themselves
 (``F.multi_head_attention_forward``), so that function's own code is run with the look-up answered "none". Some modules
-write the softmax out although they have a fused branch (timm's ``fused_attn``, transformers' eager mode), so they are
-switched for the length of the capture. And a mode belongs to a thread: a forward in another thread is not seen.
+write the softmax out although they have a fused branch; :mod:`nasdistill.bridge.fused` switches those for the length of
+the capture. And a mode belongs to a thread: a forward in another thread is not seen.
 """
 
 from __future__ import annotations
 
 import math
 import types
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from nasdistill.interfaces.attention import AttentionContext
@@ -197,27 +196,3 @@ class _Packed:
         if tensor.shape[0] == 1 and self._heads > 1:
             return tensor[None]
         return tensor.reshape(-1, self._heads, *tensor.shape[1:])
-
-
-@contextmanager
-def fused_branches(model: nn.Module) -> Iterator[bool]:
-    """Send modules that have both a written-out and a fused attention through the fused one; restored afterwards.
-
-    Yields:
-        Whether anything was switched.
-    """
-    switched: list[tuple[Any, str, Any]] = []
-    for module in model.modules():
-        if getattr(module, "fused_attn", None) is False:
-            switched.append((module, "fused_attn", False))
-            setattr(module, "fused_attn", True)  # noqa: B010 - not a declared attribute
-        config = getattr(module, "config", None)
-        eager = getattr(config, "_attn_implementation", None) == "eager" and not getattr(config, "output_attentions", 0)
-        if eager and getattr(module, "_supports_sdpa", False):
-            switched.append((config, "_attn_implementation", "eager"))
-            setattr(config, "_attn_implementation", "sdpa")  # noqa: B010 - a property of a foreign class
-    try:
-        yield bool(switched)
-    finally:
-        for owner, name, value in reversed(switched):
-            setattr(owner, name, value)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from nasdistill.bridge.fused import fused_branches
 from nasdistill.errors import NasdistillError
 from nasdistill.interfaces.signals import Signal, Site, Trace
-from nasdistill.trace.attention import AttentionCall, Quiet, WatchAttention, core_arguments, fused_branches
+from nasdistill.trace.attention import AttentionCall, Quiet, WatchAttention, core_arguments
 from nasdistill.trace.survey import Key, Tap, first_float, first_tensor
 
 LOGITS = Site("logits")

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nasdistill.bridge.fused import fused_branches
 from nasdistill.errors import MismatchError, NasdistillError
 from nasdistill.interfaces.signals import ModelGeometry, Site, SiteShape
-from nasdistill.trace.attention import fused_branches
 from nasdistill.trace.capture import LOGITS, Capture, output_signal
 from nasdistill.trace.survey import Survey, Tap, first_tensor, survey
 
