@@ -49,11 +49,21 @@ class Tpe(SamplerFactory):
 class Nsga2Options(ComponentOptions):
     """Options of `nsga2`."""
 
-    population: int | None = Field(None, ge=2, description="Population; a quarter of all trials if not given.")
+    population: int | None = Field(
+        None,
+        ge=2,
+        description="Complete trials of a generation, the first one random; a quarter of all trials, at least 4, if not given.",
+    )
 
 
 class Nsga2(SamplerFactory):
-    """NSGA-II (Deb et al. 2002)."""
+    """NSGA-II (Deb et al. 2002).
+
+    Draws are uniform until `population` trials are complete; only then are parents chosen, once per generation of that
+    size. Trials that a strategy dropped on the way do not count, so with few complete trials (under the funnel perhaps
+    a third of those proposed) a population of a quarter of all trials leaves one generation after the random one, or
+    none. A short study gains from a small population, which in turn holds only part of a front: TPE serves it better.
+    """
 
     options_model: ClassVar[type[ComponentOptions]] = Nsga2Options
     options: Nsga2Options
