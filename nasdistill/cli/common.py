@@ -47,3 +47,32 @@ def config_values(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         return read_toml(args.config), str(args.config)
     preset = args.preset or "digits"
     return tomllib.loads(preset_text(preset)), f"preset {preset}"
+
+
+def parse_setting(item: str) -> tuple[str, Any]:
+    """Return key and value of ``--set KEY=VALUE``; the value is TOML, or a bare word taken as text.
+
+    Raises:
+        UsageError: there is no ``=``.
+    """
+    import tomllib
+
+    from nasdistill.errors import UsageError
+
+    key, equals, raw = item.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f"--set {item!r}: write KEY=VALUE, such as training.lr=1e-3")
+    try:
+        return key.strip(), tomllib.loads(f"value = {raw}")["value"]
+    except (ValueError, RecursionError):  # no TOML, or a number of thousands of digits
+        return key.strip(), raw
+
+
+def put(values: dict[str, Any], path: str, value: Any) -> None:
+    """Set a dotted key of nested tables; tables on the way are copied, so that others who hold them keep theirs."""
+    *parents, leaf = path.split(".")
+    for parent in parents:
+        inner = values.get(parent)
+        values[parent] = dict(inner) if isinstance(inner, dict) else {}
+        values = values[parent]
+    values[leaf] = value
