@@ -52,7 +52,7 @@ class Nsga2Options(ComponentOptions):
     population: int | None = Field(
         None,
         ge=2,
-        description="Complete trials of a generation, the first one random; a quarter of all trials, at least 4, if not given.",
+        description="Complete trials of a generation; a quarter of all trials (at least 4) if not given.",
     )
 
 
