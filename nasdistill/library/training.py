@@ -24,8 +24,8 @@ from nasdistill.files import read_json, write_json
 from nasdistill.host import Host
 from nasdistill.interfaces import SearchSpace
 from nasdistill.library.students import Student
+from nasdistill.search.facts import software, task_facts
 from nasdistill.search.parts import Parts, choose_device, create_components, open_parts, parameter_count
-from nasdistill.search.run import software, task_facts
 from nasdistill.seeds import derive_seed, seeded
 from nasdistill.spec.architecture import Architecture
 from nasdistill.spec.config import RunConfig
