@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "show": ("nasdistill.cli.show:run", "show a run: its front, its trials, what each proxy was worth"),
     "report": ("nasdistill.cli.report:run", "write a run's report: one HTML file that needs nothing else"),
+    "compare": ("nasdistill.cli.compare:run", "compare runs and saved students under one protocol"),
     "export": ("nasdistill.cli.export:run", "write a student for torch, onnxruntime or transformers"),
     "distill": ("nasdistill.cli.distill:run", "train a found architecture longer, or on other data"),
     "score": ("nasdistill.cli.score:run", "score architectures with proxies"),

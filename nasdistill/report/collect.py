@@ -105,7 +105,7 @@ def _graphs(run: RunDirectory, data: Mapping[str, Any], spaces: Mapping[str, Sea
     from nasdistill.spec.architecture import Architecture
     from nasdistill.spec.io import IOSpec
 
-    raw = data["teacher_record"].get("io")
+    raw = (run.read("task.json") or {}).get("io")
     found = {}
     for student in data["front"]:
         space = spaces.get(student["architecture"]["space"])

@@ -97,9 +97,9 @@ def draw_graph(graph: nx.DiGraph, *, title: str, width: int = 360) -> str:
             ya, yb = 6 + row_of[a] * ROW + BOX, 6 + row_of[b] * ROW
             out.append(tag("path", d=f"M{xa + wa / 2:.1f},{ya}L{xb + wb / 2:.1f},{yb}", class_="ed"))
     for (top, bottom, a, b), lane in zip(skips, lanes, strict=True):
-        x, xa, xb = room + 8 + LANE * (lane + 1), sum(boxes[a]), sum(boxes[b])
+        at, xa, xb = room + 8 + LANE * (lane + 1), sum(boxes[a]), sum(boxes[b])
         level, under = 6 + top * ROW + BOX // 2, 6 + bottom * ROW + BOX // 2
-        d = f"M{xa:.1f},{level}H{x - 4:.1f}q4,0 4,4V{under - 4}q0,4 -4,4H{xb + 4:.1f}m4,-3l-4,3l4,3"
+        d = f"M{xa:.1f},{level}H{at - 4:.1f}q4,0 4,4V{under - 4}q0,4 -4,4H{xb + 4:.1f}m4,-3l-4,3l4,3"
         out.append(tag("path", d=d, class_="ed"))
     for node, (x, wide) in boxes.items():
         out.append(_box(str(node), graph.nodes[node], x, 6 + row_of[node] * ROW, wide))

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup
+
 from nasdistill.errors import UsageError
-from nasdistill.files import write_text
+from nasdistill.files import write_json, write_text
 from nasdistill.report.collect import collect
-from nasdistill.report.page import banner_of, render_page, run_parts
+from nasdistill.report.page import Part, banner_of, render_page, run_parts
 from nasdistill.store import RunDirectory
 
 if TYPE_CHECKING:
@@ -73,3 +75,25 @@ def write_report(run: RunDirectory, host: Host | None = None, out: Path | None =
         for part in parts
     )
     return Report(path, len(html.encode()), data["state"], sections, tuple(data["gaps"]))
+
+
+def write_comparison(result: Mapping[str, Any], folder: Path) -> Path:
+    """Write a comparison as ``compare.json`` and ``index.html`` and return the latter.
+
+    Raises:
+        UsageError: the folder cannot be written to.
+    """
+    from nasdistill.report.compare import comparison_section
+
+    section = comparison_section(dict(result))
+    part = Part("comparison", section.title, Markup(section.html))
+    title = "Comparison of " + ", ".join(dict.fromkeys(row["group"] for row in result["networks"] if row["group"]))
+    path = folder / "index.html"
+    try:
+        write_json(folder / "compare.json", result)
+        write_text(path, render_page(title, [part]))
+    except OSError as error:
+        raise UsageError(
+            f"cannot write the comparison to {folder}: {error.strerror or error}", hint="Choose another --out."
+        ) from None
+    return path

@@ -265,7 +265,7 @@ def students(run: Mapping[str, Any]) -> Section:
     name = (metric or {}).get("name", "score")
     columns = ["network", "space", f"validation {name}", f"test {name}"]
     columns += [f"{short(target)}, ms" for target in targets]
-    columns += ["parameters", "MACs", "on disk"]
+    columns += ["parameters, memory", "MACs", "on disk, exported"]
     best = recommended(run)
     rows = [_row({**run["teacher"], "id": "teacher"}, run, targets)]
     rows += [_row(student, run, targets) for student in run["front"]]
@@ -300,10 +300,10 @@ def _row(item: Mapping[str, Any], run: Mapping[str, Any], targets: Sequence[str]
         note = interval if ratio is None else f"{interval}\n{ratio['value']:.3g} × teacher"
         cells.append(Cell(milliseconds(latency["value"]), latency["value"], note))
     params, macs = item.get("params"), item.get("macs")
-    memory = "" if params is None else f"{size(BYTES * params)} in memory"
+    memory = "" if params is None else size(BYTES * params)
     cells += [Cell(count(params), params, memory), Cell(count(macs), macs)]
     weights, file = _disk(item, run, targets)
-    cells.append(Cell(size(weights), weights, "" if file is None else f"{size(file)} exported"))
+    cells.append(Cell(size(weights), weights, "" if file is None else size(file)))
     return cells
 
 
