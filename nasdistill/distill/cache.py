@@ -22,9 +22,6 @@ or the size limit reached, one warning is given and the teacher is asked as if t
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import io
-import math
 import os
 import shutil
 import tempfile
@@ -32,22 +29,17 @@ import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from nasdistill.files import content_hash, file_hash, read_json, write_json
+from nasdistill.distill.entries import PARTS, Entry, Uneven, Writer, bytes_per_row, walk
+from nasdistill.files import content_hash, write_json
 from nasdistill.interfaces.batch import Batch
-from nasdistill.interfaces.signals import Signal, Site, Trace
+from nasdistill.interfaces.signals import Site, Trace
 
-FORMAT = "nasdistill.teacher_cache"
-FORMAT_VERSION = 1
-
-_PARTS = ("tensor", "mask", "bias", "valid")
 _MEGABYTE = 2**20
 _OVERHEAD = 4096  # manifest and headers of an entry
 _IN_USE = 3600.0  # seconds after its last use in which nobody removes a key
@@ -79,7 +71,7 @@ class TeacherCache:
         self._max_bytes = None if max_gb is None else int(max_gb * 1024 * _MEGABYTE)
         self._min_free = int(min_free_gb * 1024 * _MEGABYTE)
         self._memory = int(memory_mb * _MEGABYTE)
-        self._loaded: OrderedDict[Path, _Entry] = OrderedDict()
+        self._loaded: OrderedDict[Path, Entry] = OrderedDict()
         self._loaded_bytes = 0
         self._size: int | None = None
         self._writable = True
@@ -166,7 +158,7 @@ class TeacherCache:
         self._writable = False
         self.warn(f"cannot be written to: {error}")
 
-    def load(self, path: Path) -> _Entry | None:
+    def load(self, path: Path) -> Entry | None:
         """Return a finished entry after checking its hashes, or None; a damaged one is removed."""
         if path in self._loaded:
             self._loaded.move_to_end(path)
@@ -174,7 +166,7 @@ class TeacherCache:
         if not path.is_dir():
             return None
         try:
-            entry = _Entry.read(path, self._memory)
+            entry = Entry.read(path, self._memory)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             self.rebuilt += 1
             warnings.warn(f"teacher cache entry {path} is damaged ({error}); it is computed again", stacklevel=2)
@@ -207,9 +199,9 @@ class EpochCache:
         self._rows = rows
         self._sites = sites
         self._row = 0
-        self._entries: list[_Entry] = []
+        self._entries: list[Entry] = []
         self._missing: set[Site] = set()
-        self._writers: dict[Site, _Writer] | None = None
+        self._writers: dict[Site, Writer] | None = None
         for site in sorted(sites):
             found = self._find(site)
             self._entries += found
@@ -262,7 +254,7 @@ class EpochCache:
             writer.discard()
         self._writers = {}
 
-    def _find(self, site: Site) -> list[_Entry]:
+    def _find(self, site: Site) -> list[Entry]:
         """Return the entries that hold a site: itself, or q and k where a map is recomputed from them."""
         entry = self._cache.load(self._folder / str(site))
         if entry is not None:
@@ -290,223 +282,23 @@ class EpochCache:
         for site, writer in list(self._writers.items()):
             try:
                 writer.append(begin, batch, trace)
-            except _Uneven as error:
+            except Uneven as error:
                 self._cache.warn(f"cannot keep {site} of this teacher ({error})")
                 self._writers.pop(site).discard()
 
-    def _begin(self, batch: Batch, trace: Trace, writers: dict[Site, _Writer]) -> None:
+    def _begin(self, batch: Batch, trace: Trace, writers: dict[Site, Writer]) -> None:
         """Open a writer for each signal that is missing and fits on the disk."""
         wanted: set[Site] = set()
         for site in self._missing:
             pair = {Site("q", site.layer), Site("k", site.layer)} if site.name in ("scores", "attention") else set()
-            wanted |= {site} if any(site in part.signals for _, part in _walk(trace)) else pair
+            wanted |= {site} if any(site in part.signals for _, part in walk(trace)) else pair
         for site in sorted(wanted):
-            needed = _bytes_per_row(trace, site, batch.size) * self._rows + _OVERHEAD
+            needed = bytes_per_row(trace, site, batch.size) * self._rows + _OVERHEAD
             if (self._folder / str(site)).exists() or not self._cache.room_for(needed, self._folder.parent):
                 continue
             if not (self._folder.parent / "key.json").exists():
                 write_json(self._folder.parent / "key.json", self._key)
-            writers[site] = _Writer(self._folder, site, self._rows)
-
-
-@dataclass(slots=True)
-class _Array:
-    """One array of an entry: a row per sample, or one value for all."""
-
-    values: Tensor
-    per_row: bool
-
-    def rows(self, rows: slice, device: torch.device) -> Tensor:
-        # A copy: aligned as a tensor that was just computed, and safe from losses that work in place.
-        return (self.values[rows] if self.per_row else self.values).clone().to(device)
-
-
-@dataclass(slots=True)
-class _Member:
-    """What an entry holds of one network: the teacher itself (prefix ``""``) or a member of an ensemble."""
-
-    prefix: str
-    weights: _Array | None
-    facts: dict[str, Any] | None
-    parts: dict[str, _Array]
-
-
-@dataclass(slots=True)
-class _Entry:
-    """A finished entry: one site of one epoch."""
-
-    site: Site
-    ids: Tensor
-    members: list[_Member]
-    resident: int
-
-    @classmethod
-    def read(cls, path: Path, memory: int) -> _Entry:
-        """Read and check an entry; files of more than `memory` bytes are mapped.
-
-        Raises:
-            OSError, ValueError, KeyError, TypeError, AttributeError: it is damaged, with a word on what is.
-        """
-        manifest = read_json(path / "manifest.json")
-        if manifest["format"] != FORMAT or manifest["format_version"] != FORMAT_VERSION:
-            raise ValueError("another format")
-        arrays = {}
-        resident = 0
-        for name, facts in manifest["arrays"].items():
-            file = path / f"{name}.npy"
-            data = file.read_bytes() if file.stat().st_size <= memory else None
-            if (file_hash(file) if data is None else hashlib.sha256(data).hexdigest()) != facts["sha256"]:
-                raise ValueError(f"{file.name} does not match its checksum")
-            if data is None:
-                plain = np.load(file, mmap_mode="c", allow_pickle=False)
-            else:
-                plain = np.load(io.BytesIO(data), allow_pickle=False)
-                resident += len(data)
-            arrays[name] = _Array(torch.from_numpy(plain).view(getattr(torch, facts["dtype"])), facts["per_row"])
-        ids = arrays.pop("ids").values
-        if ids.shape != (manifest["rows"],):
-            raise ValueError("wrong number of rows")
-        members = []
-        for prefix in manifest["members"]:
-            parts = {part: arrays[f"{prefix}{part}"] for part in _PARTS if f"{prefix}{part}" in arrays}
-            facts = manifest["signals"].get(prefix)
-            if facts is not None:
-                grid = facts["grid"]
-                facts = {**facts, "grid": None if grid is None else tuple(grid)}
-            members.append(_Member(prefix, arrays.get(f"{prefix}weights"), facts, parts))
-        return cls(Site.parse(manifest["site"]), ids, members, resident)
-
-    def fill(self, root: Trace, rows: slice, device: torch.device) -> None:
-        """Put this site's signals into a trace (and into its members, which are made when they are not there)."""
-        for member in self.members:
-            trace = _member(root, member.prefix) if member.prefix else root
-            if member.weights is not None:
-                trace.weights = member.weights.rows(rows, device)
-            if member.facts is not None:
-                parts: dict[str, Any] = {name: array.rows(rows, device) for name, array in member.parts.items()}
-                trace.signals[self.site] = Signal(**parts, **member.facts)
-
-
-class _Uneven(Exception):
-    """The signal has another shape or type in this batch than in the first one: it cannot be one array."""
-
-
-class _Writer:
-    """Appends one site, batch by batch, to a folder without a name yet."""
-
-    def __init__(self, folder: Path, site: Site, rows: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._path = Path(tempfile.mkdtemp(prefix=f".{site}.", suffix=".tmp", dir=folder))
-        self._site = site
-        self._rows = rows
-        self._files: dict[str, _File] = {}
-        self._members: list[str] = []
-        self._signals: dict[str, dict[str, Any]] = {}
-        self.row = 0
-
-    def append(self, begin: int, batch: Batch, trace: Trace) -> None:
-        """Add a batch.
-
-        Raises:
-            OSError: the disk is full or gone.
-            _Uneven: the signal changed its shape, its type or its facts.
-        """
-        arrays: dict[str, tuple[Tensor, bool]] = {"ids": (batch.ids, True)}
-        members, signals = [], {}
-        for prefix, part in _walk(trace):
-            members.append(prefix)
-            if part.weights is not None:
-                arrays[f"{prefix}weights"] = (part.weights, part.weights.ndim > 1)
-            signal = part.signals.get(self._site)
-            if signal is None:
-                continue
-            signals[prefix] = {
-                "layout": signal.layout,
-                "scale": signal.scale,
-                "causal": signal.causal,
-                "grid": None if signal.grid is None else list(signal.grid),
-            }
-            for name in _PARTS:
-                tensor = getattr(signal, name)
-                if tensor is not None:
-                    arrays[f"{prefix}{name}"] = (tensor, _is_per_row(name, tensor, signal))
-        if begin == 0:
-            self._members, self._signals = members, signals
-            for name, (tensor, per_row) in arrays.items():
-                self._files[name] = _File(self._path / f"{name}.npy", tensor, per_row, self._rows)
-        elif (
-            begin != self.row or members != self._members or signals != self._signals or set(arrays) != set(self._files)
-        ):
-            raise _Uneven("it changes from batch to batch")
-        for name, (tensor, _) in arrays.items():
-            self._files[name].append(tensor)
-        self.row += batch.size
-
-    def finish(self, path: Path) -> None:
-        """Write the manifest and take the final name, unless another process was first."""
-        manifest = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "site": str(self._site),
-            "rows": self._rows,
-            "members": self._members,
-            "signals": self._signals,
-            "arrays": {name: file.close() for name, file in self._files.items()},
-        }
-        write_json(self._path / "manifest.json", manifest)
-        self._path.chmod(path.parent.stat().st_mode)  # mkdtemp made it private
-        with contextlib.suppress(OSError):  # it exists: the other one's values are the same
-            self._path.rename(path)
-
-    def discard(self) -> None:
-        for file in self._files.values():
-            with contextlib.suppress(OSError):  # closing writes what is still buffered
-                file.stream.close()
-        shutil.rmtree(self._path, ignore_errors=True)
-
-
-class _File:
-    """An ``.npy`` file written row by row, with its checksum."""
-
-    def __init__(self, path: Path, first: Tensor, per_row: bool, rows: int) -> None:
-        self.dtype, self.shape, self.per_row = first.dtype, tuple(first.shape), per_row
-        self._value = None if per_row else first
-        self._hash = hashlib.sha256()
-        self.stream: BinaryIO = path.open("wb")
-        header = io.BytesIO()
-        plain = _numpy(first)
-        shape = (rows, *plain.shape[1:]) if per_row else plain.shape
-        # `shape` must be a plain tuple: a torch.Size writes a header that cannot be read back.
-        facts = {"descr": np.lib.format.dtype_to_descr(plain.dtype), "fortran_order": False, "shape": tuple(shape)}
-        np.lib.format.write_array_header_1_0(header, facts)
-        try:
-            self._put(header.getvalue() if per_row else header.getvalue() + plain.tobytes())
-        except OSError:
-            self.stream.close()
-            raise
-
-    def append(self, tensor: Tensor) -> None:
-        """Add rows, or check that the one value is still the same."""
-        if tensor.dtype != self.dtype or tuple(tensor.shape[self.per_row :]) != self.shape[self.per_row :]:
-            raise _Uneven(f"shape {tuple(tensor.shape)} after {self.shape}")
-        if self.per_row:
-            self._put(_numpy(tensor).tobytes())
-        elif self._value is not None and not torch.equal(tensor, self._value):
-            raise _Uneven("a mask without a batch axis changes from batch to batch")
-
-    def close(self) -> dict[str, Any]:
-        """Return the facts for the manifest."""
-        self.stream.close()
-        return {
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "shape": list(self.shape[self.per_row :]),
-            "per_row": self.per_row,
-            "sha256": self._hash.hexdigest(),
-        }
-
-    def _put(self, data: bytes) -> None:
-        self._hash.update(data)
-        self.stream.write(data)
+            writers[site] = Writer(self._folder, site, self._rows)
 
 
 def settled(trace: Trace) -> Trace:
@@ -517,56 +309,11 @@ def settled(trace: Trace) -> Trace:
     """
     signals = {}
     for site, signal in trace.signals.items():
-        parts = {part: getattr(signal, part) for part in _PARTS}
+        parts = {part: getattr(signal, part) for part in PARTS}
         flat: dict[str, Any] = {k: None if v is None else v.detach().contiguous() for k, v in parts.items()}
         signals[site] = replace(signal, **flat)
     weights = None if trace.weights is None else trace.weights.detach().contiguous()
     return Trace(signals, tuple(settled(member) for member in trace.members), weights)
-
-
-def _is_per_row(name: str, tensor: Tensor, signal: Signal) -> bool:
-    """Return whether a part has a value per sample; masks and biases may be broadcast over the batch."""
-    if name in ("tensor", "valid"):
-        return True
-    return tensor.ndim == signal.tensor.ndim and tensor.shape[0] == signal.tensor.shape[0] > 1
-
-
-def _walk(trace: Trace, prefix: str = "") -> Iterator[tuple[str, Trace]]:
-    """Yield a trace and all members under it with prefixes ``""``, ``"m0."``, ``"m0.m1."``."""
-    yield prefix, trace
-    for index, member in enumerate(trace.members):
-        yield from _walk(member, f"{prefix}m{index}.")
-
-
-def _member(root: Trace, prefix: str) -> Trace:
-    """Return the member of a prefix; `_walk` gave the prefixes, so parents and lower indices come first."""
-    trace = root
-    for name in prefix.split(".")[:-1]:
-        index = int(name[1:])
-        if index == len(trace.members):
-            trace.members = (*trace.members, Trace())
-        trace = trace.members[index]
-    return trace
-
-
-def _bytes_per_row(trace: Trace, site: Site, rows: int) -> int:
-    """Return about how many bytes a sample of this site takes."""
-    total = 8
-    for _, part in _walk(trace):
-        signal = part.signals.get(site)
-        for tensor in [] if signal is None else [getattr(signal, name) for name in _PARTS]:
-            total += 0 if tensor is None else math.ceil(tensor.numel() * tensor.element_size() / rows)
-    return total
-
-
-def _numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
-    """Return a tensor's bytes as an array; types that NumPy lacks (bfloat16) as integers of the same width."""
-    plain = tensor.detach().cpu().contiguous()
-    try:
-        return plain.numpy()
-    except TypeError:
-        same_width = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[plain.element_size()]
-        return plain.view(same_width).numpy()
 
 
 def _last_use(path: Path) -> float:

@@ -16,6 +16,7 @@ from toys_distill import Attentive, Factory, Perceptron, counting_teacher, made,
 
 from nasdistill.distill import TeacherCache, fill_cache, train
 from nasdistill.distill import cache as cache_module
+from nasdistill.distill import entries as entries_module
 from nasdistill.distill.cache import settled
 from nasdistill.interfaces import Batch, Signal, SingleTeacher, Site, Trace
 from nasdistill.spec.config import LossConfig, ObjectiveConfig, TrainingConfig
@@ -188,7 +189,7 @@ def test_a_full_disk_never_fails_a_training(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     cache = TeacherCache(tmp_path / "b")
-    monkeypatch.setattr(cache_module._File, "_put", full)
+    monkeypatch.setattr(entries_module._File, "_put", full)
     with pytest.warns(UserWarning, match="No space left") as caught:
         assert same(plain, run(cache, objective=KD))
     assert len(caught) == 1

@@ -1,0 +1,277 @@
+"""One site of one epoch in the teacher cache: a folder of arrays and a manifest.
+
+:class:`Writer` appends rows batch by batch and gives the folder its name at the end; :class:`Entry` checks a finished
+one and puts its rows into traces. What is kept, and where, is decided in :mod:`nasdistill.distill.cache`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nasdistill.files import file_hash, read_json, write_json
+from nasdistill.interfaces.batch import Batch
+from nasdistill.interfaces.signals import Signal, Site, Trace
+
+FORMAT = "nasdistill.teacher_cache"
+FORMAT_VERSION = 1
+
+PARTS = ("tensor", "mask", "bias", "valid")
+
+
+@dataclass(slots=True)
+class _Array:
+    """One array of an entry: a row per sample, or one value for all."""
+
+    values: Tensor
+    per_row: bool
+
+    def rows(self, rows: slice, device: torch.device) -> Tensor:
+        # A copy: aligned as a tensor that was just computed, and safe from losses that work in place.
+        return (self.values[rows] if self.per_row else self.values).clone().to(device)
+
+
+@dataclass(slots=True)
+class _Member:
+    """What an entry holds of one network: the teacher itself (prefix ``""``) or a member of an ensemble."""
+
+    prefix: str
+    weights: _Array | None
+    facts: dict[str, Any] | None
+    parts: dict[str, _Array]
+
+
+@dataclass(slots=True)
+class Entry:
+    """A finished entry: one site of one epoch."""
+
+    site: Site
+    ids: Tensor
+    members: list[_Member]
+    resident: int
+
+    @classmethod
+    def read(cls, path: Path, memory: int) -> Entry:
+        """Read and check an entry; files of more than `memory` bytes are mapped.
+
+        Raises:
+            OSError, ValueError, KeyError, TypeError, AttributeError: it is damaged, with a word on what is.
+        """
+        manifest = read_json(path / "manifest.json")
+        if manifest["format"] != FORMAT or manifest["format_version"] != FORMAT_VERSION:
+            raise ValueError("another format")
+        arrays = {}
+        resident = 0
+        for name, facts in manifest["arrays"].items():
+            file = path / f"{name}.npy"
+            data = file.read_bytes() if file.stat().st_size <= memory else None
+            if (file_hash(file) if data is None else hashlib.sha256(data).hexdigest()) != facts["sha256"]:
+                raise ValueError(f"{file.name} does not match its checksum")
+            if data is None:
+                plain = np.load(file, mmap_mode="c", allow_pickle=False)
+            else:
+                plain = np.load(io.BytesIO(data), allow_pickle=False)
+                resident += len(data)
+            arrays[name] = _Array(torch.from_numpy(plain).view(getattr(torch, facts["dtype"])), facts["per_row"])
+        ids = arrays.pop("ids").values
+        if ids.shape != (manifest["rows"],):
+            raise ValueError("wrong number of rows")
+        members = []
+        for prefix in manifest["members"]:
+            parts = {part: arrays[f"{prefix}{part}"] for part in PARTS if f"{prefix}{part}" in arrays}
+            facts = manifest["signals"].get(prefix)
+            if facts is not None:
+                grid = facts["grid"]
+                facts = {**facts, "grid": None if grid is None else tuple(grid)}
+            members.append(_Member(prefix, arrays.get(f"{prefix}weights"), facts, parts))
+        return cls(Site.parse(manifest["site"]), ids, members, resident)
+
+    def fill(self, root: Trace, rows: slice, device: torch.device) -> None:
+        """Put this site's signals into a trace (and into its members, which are made when they are not there)."""
+        for member in self.members:
+            trace = _member(root, member.prefix) if member.prefix else root
+            if member.weights is not None:
+                trace.weights = member.weights.rows(rows, device)
+            if member.facts is not None:
+                parts: dict[str, Any] = {name: array.rows(rows, device) for name, array in member.parts.items()}
+                trace.signals[self.site] = Signal(**parts, **member.facts)
+
+
+class Uneven(Exception):
+    """The signal has another shape or type in this batch than in the first one: it cannot be one array."""
+
+
+class Writer:
+    """Appends one site, batch by batch, to a folder without a name yet."""
+
+    def __init__(self, folder: Path, site: Site, rows: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = Path(tempfile.mkdtemp(prefix=f".{site}.", suffix=".tmp", dir=folder))
+        self._site = site
+        self._rows = rows
+        self._files: dict[str, _File] = {}
+        self._members: list[str] = []
+        self._signals: dict[str, dict[str, Any]] = {}
+        self.row = 0
+
+    def append(self, begin: int, batch: Batch, trace: Trace) -> None:
+        """Add a batch.
+
+        Raises:
+            OSError: the disk is full or gone.
+            Uneven: the signal changed its shape, its type or its facts.
+        """
+        arrays: dict[str, tuple[Tensor, bool]] = {"ids": (batch.ids, True)}
+        members, signals = [], {}
+        for prefix, part in walk(trace):
+            members.append(prefix)
+            if part.weights is not None:
+                arrays[f"{prefix}weights"] = (part.weights, part.weights.ndim > 1)
+            signal = part.signals.get(self._site)
+            if signal is None:
+                continue
+            signals[prefix] = {
+                "layout": signal.layout,
+                "scale": signal.scale,
+                "causal": signal.causal,
+                "grid": None if signal.grid is None else list(signal.grid),
+            }
+            for name in PARTS:
+                tensor = getattr(signal, name)
+                if tensor is not None:
+                    arrays[f"{prefix}{name}"] = (tensor, _is_per_row(name, tensor, signal))
+        if begin == 0:
+            self._members, self._signals = members, signals
+            for name, (tensor, per_row) in arrays.items():
+                self._files[name] = _File(self._path / f"{name}.npy", tensor, per_row, self._rows)
+        elif (
+            begin != self.row or members != self._members or signals != self._signals or set(arrays) != set(self._files)
+        ):
+            raise Uneven("it changes from batch to batch")
+        for name, (tensor, _) in arrays.items():
+            self._files[name].append(tensor)
+        self.row += batch.size
+
+    def finish(self, path: Path) -> None:
+        """Write the manifest and take the final name, unless another process was first."""
+        manifest = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "site": str(self._site),
+            "rows": self._rows,
+            "members": self._members,
+            "signals": self._signals,
+            "arrays": {name: file.close() for name, file in self._files.items()},
+        }
+        write_json(self._path / "manifest.json", manifest)
+        self._path.chmod(path.parent.stat().st_mode)  # mkdtemp made it private
+        with contextlib.suppress(OSError):  # it exists: the other one's values are the same
+            self._path.rename(path)
+
+    def discard(self) -> None:
+        """Throw away what was written."""
+        for file in self._files.values():
+            with contextlib.suppress(OSError):  # closing writes what is still buffered
+                file.stream.close()
+        shutil.rmtree(self._path, ignore_errors=True)
+
+
+class _File:
+    """An ``.npy`` file written row by row, with its checksum."""
+
+    def __init__(self, path: Path, first: Tensor, per_row: bool, rows: int) -> None:
+        self.dtype, self.shape, self.per_row = first.dtype, tuple(first.shape), per_row
+        self._value = None if per_row else first
+        self._hash = hashlib.sha256()
+        self.stream: BinaryIO = path.open("wb")
+        header = io.BytesIO()
+        plain = _numpy(first)
+        shape = (rows, *plain.shape[1:]) if per_row else plain.shape
+        # `shape` must be a plain tuple: a torch.Size writes a header that cannot be read back.
+        facts = {"descr": np.lib.format.dtype_to_descr(plain.dtype), "fortran_order": False, "shape": tuple(shape)}
+        np.lib.format.write_array_header_1_0(header, facts)
+        try:
+            self._put(header.getvalue() if per_row else header.getvalue() + plain.tobytes())
+        except OSError:
+            self.stream.close()
+            raise
+
+    def append(self, tensor: Tensor) -> None:
+        """Add rows, or check that the one value is still the same."""
+        if tensor.dtype != self.dtype or tuple(tensor.shape[self.per_row :]) != self.shape[self.per_row :]:
+            raise Uneven(f"shape {tuple(tensor.shape)} after {self.shape}")
+        if self.per_row:
+            self._put(_numpy(tensor).tobytes())
+        elif self._value is not None and not torch.equal(tensor, self._value):
+            raise Uneven("a mask without a batch axis changes from batch to batch")
+
+    def close(self) -> dict[str, Any]:
+        """Return the facts for the manifest."""
+        self.stream.close()
+        return {
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "shape": list(self.shape[self.per_row :]),
+            "per_row": self.per_row,
+            "sha256": self._hash.hexdigest(),
+        }
+
+    def _put(self, data: bytes) -> None:
+        self._hash.update(data)
+        self.stream.write(data)
+
+
+def _is_per_row(name: str, tensor: Tensor, signal: Signal) -> bool:
+    """Return whether a part has a value per sample; masks and biases may be broadcast over the batch."""
+    if name in ("tensor", "valid"):
+        return True
+    return tensor.ndim == signal.tensor.ndim and tensor.shape[0] == signal.tensor.shape[0] > 1
+
+
+def walk(trace: Trace, prefix: str = "") -> Iterator[tuple[str, Trace]]:
+    """Yield a trace and all members under it with prefixes ``""``, ``"m0."``, ``"m0.m1."``."""
+    yield prefix, trace
+    for index, member in enumerate(trace.members):
+        yield from walk(member, f"{prefix}m{index}.")
+
+
+def _member(root: Trace, prefix: str) -> Trace:
+    """Return the member of a prefix; `walk` gave the prefixes, so parents and lower indices come first."""
+    trace = root
+    for name in prefix.split(".")[:-1]:
+        index = int(name[1:])
+        if index == len(trace.members):
+            trace.members = (*trace.members, Trace())
+        trace = trace.members[index]
+    return trace
+
+
+def bytes_per_row(trace: Trace, site: Site, rows: int) -> int:
+    """Return about how many bytes a sample of this site takes."""
+    total = 8
+    for _, part in walk(trace):
+        signal = part.signals.get(site)
+        for tensor in [] if signal is None else [getattr(signal, name) for name in PARTS]:
+            total += 0 if tensor is None else math.ceil(tensor.numel() * tensor.element_size() / rows)
+    return total
+
+
+def _numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """Return a tensor's bytes as an array; types that NumPy lacks (bfloat16) as integers of the same width."""
+    plain = tensor.detach().cpu().contiguous()
+    try:
+        return plain.numpy()
+    except TypeError:
+        same_width = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[plain.element_size()]
+        return plain.view(same_width).numpy()
