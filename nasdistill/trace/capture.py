@@ -16,7 +16,8 @@ from nasdistill.bridge.fused import fused_branches
 from nasdistill.errors import NasdistillError
 from nasdistill.interfaces.signals import Signal, Site, Trace
 from nasdistill.trace.attention import AttentionCall, Quiet, WatchAttention, core_arguments
-from nasdistill.trace.survey import Key, Tap, first_float, first_tensor
+from nasdistill.trace.record import Key, first_float, first_tensor
+from nasdistill.trace.survey import Tap
 
 LOGITS = Site("logits")
 _MAX_PREFIX = 8  # class token and registers before the image tokens

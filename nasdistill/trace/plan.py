@@ -15,7 +15,8 @@ from nasdistill.bridge.fused import fused_branches
 from nasdistill.errors import MismatchError, NasdistillError
 from nasdistill.interfaces.signals import ModelGeometry, Site, SiteShape
 from nasdistill.trace.capture import LOGITS, Capture, output_signal
-from nasdistill.trace.survey import Survey, Tap, first_tensor, survey
+from nasdistill.trace.record import first_tensor
+from nasdistill.trace.survey import Survey, Tap, survey
 
 
 class SitePlan:

@@ -14,21 +14,26 @@ attention call. From this follow, without a list of model names:
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from nasdistill.interfaces.attention import AttentionCore, AttentionResult, ModuleAttention
+from nasdistill.interfaces.attention import ModuleAttention
 from nasdistill.interfaces.signals import Site
-from nasdistill.trace.attention import AttentionCall, WatchAttention, core_arguments
+from nasdistill.trace.record import (
+    CallRecord,
+    ForwardRecord,
+    Key,
+    ModuleCall,
+    first_tensor,
+    is_conv,
+    is_global_pool,
+    is_linear,
+)  # fmt: skip
 
-Key = tuple[str, int]
-"""A module call: dotted path, and how many times that module had been called before in this forward."""
 Form = Literal["bnc", "nbc", "bhwc", "bchw", "map", "vector", "heads", "as_is"]
 """How a captured tensor is laid out in the model."""
 
@@ -63,218 +68,12 @@ class Tap:
 
 
 @dataclass(slots=True)
-class _Frame:
-    """A module call that is running."""
-
-    key: Key
-    module: nn.Module
-    entered: int
-    input: Tensor | None
-    calls: int = 0
-
-
-@dataclass(slots=True)
-class _Done:
-    """A module call that has returned; `stack` are the calls around it, outermost first, itself last."""
-
-    key: Key
-    module: nn.Module
-    stack: tuple[Key, ...]
-    entered: int
-    left: int
-    input_shape: tuple[int, ...]
-    shape: tuple[int, ...]
-    tokens_around: bool
-    small: Tensor | None = None
-
-
-@dataclass(slots=True)
-class _Call:
-    """An attention call."""
-
-    key: Key
-    index: int
-    stack: tuple[Key, ...]
-    time: int
-    heads: int
-    value_dim: int
-    batch: int
-    tokens: int
-    causal: bool
-    grid: tuple[int, int] | None
-    core: bool
-    known: bool
-    merged: Tensor | None
-    consumer: _Done | None = None
-    consumer_swapped: bool = False
-
-    @property
-    def caller(self) -> Key:
-        """The module that makes the call; for a core, the module around it."""
-        return self.stack[-2] if self.core and len(self.stack) > 1 else self.stack[-1]
-
-
-@dataclass(slots=True)
 class Survey:
     """What a dry run found: site -> where to capture it, and the number of blocks and stages."""
 
     taps: dict[Site, Tap] = field(default_factory=dict)
     layers: int = 0
     stages: int = 0
-
-
-def first_tensor(value: Any) -> Tensor | None:
-    """Return the tensor that a module's output stands for: itself, `out`, or the first of a tuple or mapping."""
-    if isinstance(value, Tensor):
-        return value
-    if isinstance(value, AttentionResult):
-        return value.out
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, tuple | list):
-        return next((found for item in value if (found := first_tensor(item)) is not None), None)
-    return None
-
-
-def first_float(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """Return the first floating-point tensor among a call's arguments."""
-    values = [*args, *kwargs.values()]
-    return next((v for v in values if isinstance(v, Tensor) and v.is_floating_point()), None)
-
-
-class _Recorder:
-    """Hooks on every module plus the attention watch, for one forward."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.stack: list[_Frame] = []
-        self.done: list[_Done] = []
-        self.calls: list[_Call] = []
-        self._ordinals: Counter[str] = Counter()
-        self._time = 0
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            for path, module in self.model.named_modules():
-                before = module.register_forward_pre_hook(self._enter(path), with_kwargs=True)
-                after = module.register_forward_hook(self._leave, with_kwargs=True)
-                stack.callback(before.remove)
-                stack.callback(after.remove)
-            stack.enter_context(WatchAttention(self._attention))
-            yield
-
-    def _tick(self) -> int:
-        self._time += 1
-        return self._time
-
-    def _enter(self, path: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            key = (path, self._ordinals[path])
-            self._ordinals[path] += 1
-            self.stack.append(_Frame(key, module, self._tick(), first_float(args, kwargs)))
-
-        return hook
-
-    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        frame = self.stack[-1]
-        if isinstance(module, AttentionCore):
-            q, k, v, ctx = core_arguments(args, kwargs)
-            out = first_tensor(output)
-            if out is not None:
-                self._note(AttentionCall.from_core(q, k, v, ctx, out), core=True)
-        elif isinstance(module, ModuleAttention) and not any(frame.key in call.stack for call in self.calls):
-            self._note(None, core=False)
-        keys = tuple(f.key for f in self.stack)
-        around = any(f.input is not None and f.input.ndim == 3 for f in self.stack[1:-1])
-        self.stack.pop()
-        tensor = first_tensor(output)
-        if tensor is None or not tensor.is_floating_point():
-            return
-        shape_in = () if frame.input is None else tuple(frame.input.shape)
-        done = _Done(
-            frame.key, module, keys, frame.entered, self._tick(), shape_in, tuple(tensor.shape), around,
-            small=tensor if _is_head(module, tensor) else None,
-        )  # fmt: skip
-        self.done.append(done)
-        if is_linear(module) and frame.input is not None:
-            self._match(done, frame.input)
-
-    def _attention(self, call: AttentionCall) -> None:
-        if self.stack and not any(isinstance(f.module, AttentionCore) for f in self.stack):
-            self._note(call, core=False)
-
-    def _note(self, call: AttentionCall | None, core: bool) -> None:
-        frame = self.stack[-1]
-        stack = tuple(f.key for f in self.stack)
-        if call is None:
-            shape = (0, 0, 0, 0) if frame.input is None else (frame.input.shape[0], 1, *frame.input.shape[1:3])
-            batch, heads, tokens, dim = (*shape, 0, 0, 0, 0)[:4]
-        else:
-            batch, heads, tokens, dim = call.out.shape
-        merged = None if call is None else call.out.transpose(1, 2).flatten(2)
-        self.calls.append(
-            _Call(
-                frame.key,
-                frame.calls,
-                stack,
-                self._tick(),
-                heads,
-                dim,
-                batch,
-                tokens,
-                causal=call is not None and call.looks_causal(),
-                grid=None if call is None else call.grid,
-                core=core,
-                known=call is not None,
-                merged=merged,
-            )
-        )
-        frame.calls += 1
-        for old in self.calls[:-3]:
-            old.merged = None  # the projection of a call follows soon; keeping every context would cost memory
-
-    def _match(self, done: _Done, given: Tensor) -> None:
-        """Note the linear as output projection of a recent call when its input is that call's context."""
-        flat = given.reshape(-1, given.shape[-1])
-        for call in reversed(self.calls):
-            if call.merged is None or call.consumer is not None or call.merged.numel() != flat.numel():
-                continue
-            for swapped in (False, True):
-                rows = call.merged.transpose(0, 1) if swapped else call.merged
-                rows = rows.reshape(-1, rows.shape[-1])
-                if rows.shape == flat.shape and torch.equal(rows, flat):
-                    call.consumer, call.consumer_swapped, call.merged = done, swapped, None
-                    return
-
-
-def _leaf_weight(module: nn.Module) -> Tensor | None:
-    weight = getattr(module, "weight", None)
-    return weight if isinstance(weight, Tensor) and not any(True for _ in module.children()) else None
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Return whether a module is a leaf with a weight matrix (``nn.Linear``, transformers' ``Conv1D``)."""
-    weight = _leaf_weight(module)
-    return weight is not None and weight.ndim == 2 and not isinstance(module, nn.Embedding)
-
-
-def _is_conv(module: nn.Module) -> bool:
-    weight = _leaf_weight(module)
-    return weight is not None and weight.ndim == 4
-
-
-def _is_global_pool(done: _Done) -> bool:
-    """Return whether a module without parameters turned a map into one pixel."""
-    pooled = done.shape[-2:] == (1, 1) and done.input_shape[-2:] != (1, 1)
-    return pooled and not any(True for _ in done.module.parameters())
-
-
-def _is_head(module: nn.Module, output: Tensor) -> bool:
-    """Return whether a module could be the classifier: a linear map, or a convolution on one pixel."""
-    return (is_linear(module) and output.ndim == 2) or (
-        _is_conv(module) and output.ndim == 4 and output.shape[-2:] == (1, 1)
-    )
 
 
 def survey(model: nn.Module, run: Callable[[nn.Module], Any]) -> tuple[Survey, Any]:
@@ -287,7 +86,7 @@ def survey(model: nn.Module, run: Callable[[nn.Module], Any]) -> tuple[Survey, A
     Returns:
         What was found, and what `run` returned.
     """
-    recorder = _Recorder(model)
+    recorder = ForwardRecord(model)
     with recorder.watching():
         output = run(model)
     return _Analysis(model, recorder, first_tensor(output)).survey(), output
@@ -296,7 +95,7 @@ def survey(model: nn.Module, run: Callable[[nn.Module], Any]) -> tuple[Survey, A
 class _Analysis:
     """From the record of a forward to taps."""
 
-    def __init__(self, model: nn.Module, record: _Recorder, output: Tensor | None) -> None:
+    def __init__(self, model: nn.Module, record: ForwardRecord, output: Tensor | None) -> None:
         self.model = model
         self.done = record.done
         self.calls = record.calls
@@ -312,7 +111,7 @@ class _Analysis:
 
     def survey(self) -> Survey:
         found = Survey()
-        blocks: dict[Key, list[_Call]] = {}
+        blocks: dict[Key, list[CallRecord]] = {}
         for call in self.calls:
             blocks.setdefault(self._block(call) or call.caller, []).append(call)
         maps = self._maps()
@@ -338,13 +137,13 @@ class _Analysis:
         parent = self.model.get_submodule(path.rpartition(".")[0])
         return isinstance(parent, nn.ModuleList | nn.Sequential | nn.ModuleDict)
 
-    def _has_other_linear(self, frame: Key, call: _Call) -> bool:
+    def _has_other_linear(self, frame: Key, call: CallRecord) -> bool:
         return any(
             frame in d.stack and d.key not in self.own and (call.caller not in d.stack or d.entered > call.time)
             for d in self.linears
         )
 
-    def _block(self, call: _Call) -> Key | None:
+    def _block(self, call: CallRecord) -> Key | None:
         """Return the block around a call, or None when no module is one."""
         around = [key for key in reversed(call.stack) if key[0]]
         for need_member in (True, False):
@@ -359,7 +158,9 @@ class _Analysis:
                 break
         return None
 
-    def _layer(self, found: Survey, layer: int, call: _Call, block: _Done | None, maps: list[_Done]) -> None:
+    def _layer(
+        self, found: Survey, layer: int, call: CallRecord, block: ModuleCall | None, maps: list[ModuleCall]
+    ) -> None:
         grid = call.grid
         if grid is None and block is not None:
             before = [d for d in maps if d.left < block.entered]
@@ -393,7 +194,7 @@ class _Analysis:
             if form is not None:
                 found.taps[Site("embedding")] = Tap(*block.key, "input", form, grid=grid)
 
-    def _attn_out(self, call: _Call, hint: int) -> Tap | None:
+    def _attn_out(self, call: CallRecord, hint: int) -> Tap | None:
         if call.consumer is not None:
             form = self._form(call.consumer.shape, call, hint)
             if form == "bnc" and call.consumer_swapped and call.batch == call.tokens:
@@ -408,11 +209,11 @@ class _Analysis:
             return None  # no projection, or one that cannot be told from its surroundings
         return self._tokens(caller, call, hint)
 
-    def _tokens(self, done: _Done, call: _Call, width: int) -> Tap | None:
+    def _tokens(self, done: ModuleCall, call: CallRecord, width: int) -> Tap | None:
         form = self._form(done.shape, call, width)
         return None if form is None else Tap(*done.key, "output", form)
 
-    def _form(self, shape: tuple[int, ...], call: _Call, width: int) -> Form | None:
+    def _form(self, shape: tuple[int, ...], call: CallRecord, width: int) -> Form | None:
         """Return how tokens of this shape are laid out, seen from an attention call over them."""
         if len(shape) == 3:
             sequence_first = shape[:2] == (call.tokens, call.batch)
@@ -426,24 +227,24 @@ class _Analysis:
 
     # ---- maps and the head --------------------------------------------------------------------------------------
 
-    def _maps(self) -> list[_Done]:
+    def _maps(self) -> list[ModuleCall]:
         """Return the 4-D outputs outside token code at resolutions that some convolution produces, in time order."""
         outside = [
             d
             for d in self.done
             if d.key[0] and len(d.shape) == 4 and not d.tokens_around and not self.callers & set(d.stack)
         ]
-        sizes = {d.shape[-2:] for d in outside if _is_conv(d.module)}
-        return [d for d in outside if d.shape[-2:] in sizes and not _is_global_pool(d)]
+        sizes = {d.shape[-2:] for d in outside if is_conv(d.module)}
+        return [d for d in outside if d.shape[-2:] in sizes and not is_global_pool(d)]
 
-    def _stages(self, maps: list[_Done]) -> list[_Done]:
+    def _stages(self, maps: list[ModuleCall]) -> list[ModuleCall]:
         """Return the last map of each resolution (number of pixels), the finest first.
 
         A block that changes the resolution may still widen its input first; such inner maps come later than the stage
         they read and are passed over. One pixel is a stage only where a layer with weights came down to it at the end
         of the trunk: elsewhere it is a gate (squeeze and excitation) or a head behind global pooling.
         """
-        last: dict[int, _Done] = {}
+        last: dict[int, ModuleCall] = {}
         for done in sorted(maps, key=lambda d: (-self._resizing(d), d.left)):
             last[done.shape[-2] * done.shape[-1]] = done
         came_down = any(d.shape[-2:] == (1, 1) != d.input_shape[-2:] for d in maps)
@@ -451,7 +252,7 @@ class _Analysis:
             del last[1]
         return [last[pixels] for pixels in sorted(last, reverse=True)]
 
-    def _resizing(self, done: _Done) -> int:
+    def _resizing(self, done: ModuleCall) -> int:
         """Return how many modules around a map take this resolution in and give another one out."""
         around = (self.by_key[key] for key in done.stack[1:-1] if key in self.by_key)
         return sum(
@@ -459,7 +260,7 @@ class _Analysis:
             for a in around
         )
 
-    def _head(self) -> _Done | None:
+    def _head(self) -> ModuleCall | None:
         """Return the layer whose output is the model's: by value, else the last one of the output's shape."""
         if self.output is None or self.output.ndim != 2:
             return None
