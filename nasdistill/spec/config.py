@@ -146,6 +146,10 @@ class SearchConfig(Table):
     trials: int = Field(32, ge=1, description="Architectures to propose.")
     timeout: float | None = Field(None, gt=0, description="Seconds after which nothing new is proposed.")
     seed: int = Field(0, ge=0, description="Root of all randomness.")
+    baselines: bool = Field(
+        True,
+        description="At the end, also measure and distil the teacher cut to its first blocks, to compare the front with.",
+    )
 
 
 class PluginsConfig(Table):
