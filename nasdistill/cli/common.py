@@ -30,7 +30,7 @@ def load_host(args: argparse.Namespace, *, disable: Iterable[str] = ()) -> Host:
 
 
 def config_values(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """Return the tables of ``--config FILE`` or ``--preset NAME`` (digits without either), and how to name them.
+    """Return the tables of a configuration file or ``--preset NAME`` (digits without either), and how to name them.
 
     Raises:
         UsageError: both were given.
@@ -42,7 +42,7 @@ def config_values(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from nasdistill.spec.config import preset_text, read_toml
 
     if args.config is not None and args.preset is not None:
-        raise UsageError("give --config or --preset, not both")
+        raise UsageError("give a configuration file or --preset, not both")
     if args.config is not None:
         return read_toml(args.config), str(args.config)
     preset = args.preset or "digits"

@@ -41,22 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the search."""
-    from nasdistill.spec.config import parse_config, preset_text, read_toml
+    from nasdistill.cli.common import config_values
+    from nasdistill.spec.config import parse_config
 
-    text = None
-    if args.config is not None:
-        values, where = read_toml(args.config), str(args.config)
-        text = args.config.read_text(encoding="utf-8")
-        if args.preset:
-            from nasdistill.errors import UsageError
-
-            raise UsageError("give a configuration file or --preset, not both")
-        name = args.config.stem
-    else:
-        import tomllib
-
-        name = args.preset or "digits"
-        values, where = tomllib.loads(preset_text(name)), f"preset {name}"
+    values, where = config_values(args)
+    text = None if args.config is None else args.config.read_text(encoding="utf-8")
+    name = (args.preset or "digits") if args.config is None else args.config.stem
     # The file is judged first, so that a mistake in it is not blamed on an option, and the other way round.
     base = parse_config(values, where=where)
     values = override(values, args, base)
