@@ -78,10 +78,10 @@ def pilot(parts: Parts, session: Session) -> dict[str, float]:
             with seeded(seed, "pilot"):
                 model = space.build(arch, task.io).eval()
             start = time.monotonic()
-            session.bench.run_proxies(model.to(parts.device), space.cost(arch, task.io))
+            session.run_proxies(model.to(parts.device), space.cost(arch, task.io))
             found["proxies"].append(time.monotonic() - start)
             start = time.monotonic()
-            session.meters[session.primary_target].report(model.cpu(), session.bench.example(), name="pilot")
+            session.meters[session.primary_target].report(model.cpu(), session.example(), name="pilot")
             found["latency"].append(time.monotonic() - start)
             result = train(
                 model,
