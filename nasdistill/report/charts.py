@@ -230,7 +230,7 @@ def _legend(series: Sequence[Series], width: float, left: float = 20) -> tuple[l
     if not series:
         return [], 0
     for item in series:
-        wide = 30 + CHARACTER * len(item.name)
+        wide = 32 + 1.1 * CHARACTER * len(item.name)
         if x + wide > width and x > left:
             x, row = left, row + 1
         shape = marker(MARKERS[item.marker % len(MARKERS)], 4.5)

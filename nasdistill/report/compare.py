@@ -23,20 +23,20 @@ from nasdistill.host import Host
 from nasdistill.interfaces import Prepared, Section, Target, Task
 from nasdistill.library import Run, Student, load_student
 from nasdistill.measure import Meter, count_macs
-from nasdistill.report.charts import Axis, Point, Series, scatter
+from nasdistill.report.charts import Axis, Point, Series
 from nasdistill.report.markup import (
     Cell,
     count,
     figure,
     is_share,
     listed,
-    metric_title,
     milliseconds,
     paragraph,
     score,
     short,
     table,
 )
+from nasdistill.report.sections.front import score_plot
 from nasdistill.search.pareto import hypervolume, non_dominated
 from nasdistill.search.parts import parameter_count
 from nasdistill.spec.component import Kind
@@ -361,9 +361,9 @@ def comparison_section(result: dict[str, Any]) -> Section:
         "note",
     )
     if points:
-        axes = Axis(f"latency on {short(protocol['target'])}, ms"), Axis(metric_title(metric, "test"))
+        x = Axis(f"latency on {short(protocol['target'])}, ms")
         wide, narrow = (
-            scatter(points, series, *axes, title="Test score against latency", size=size, steps=corners)
+            score_plot(points, series, corners, x, metric, "test", title="Test score against latency", size=size)
             for size in ((880, 440), (366, 380))
         )
         html += figure(wide, "Test score against latency, by run.", narrow=narrow, wide=True)

@@ -63,7 +63,7 @@ def table(
         body.append(f"<tr{' class=strong' if number in strong else ''}>{''.join(cells)}</tr>")
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{text(caption)}"><table class="sortable">'
-        f"<caption>{text(caption)}</caption><thead><tr>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+        f"<caption><span>{text(caption)}</span></caption><thead><tr>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 
 

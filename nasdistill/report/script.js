@@ -173,7 +173,7 @@
     reset.hidden = true;
     reset.addEventListener("click", () => { view = whole; draw(); });
     hint.append(reset);
-    box.after(hint);
+    if (!svg.closest(".narrowonly")) box.after(hint);
 
     let start = null;
     const area = document.createElement("div");

@@ -9,6 +9,7 @@ from typing import Any
 from nasdistill.interfaces import Section
 from nasdistill.report.markup import Cell, count, listed, milliseconds, paragraph, score, short, table
 from nasdistill.report.sections.course import field_of
+from nasdistill.report.sections.front import beating_baselines
 from nasdistill.report.sections.importance import common_rung
 
 ORIGINS = {
@@ -58,10 +59,19 @@ def _truncated(run: Mapping[str, Any]) -> str:
         ])  # fmt: skip
     name = (metric or {}).get("name", "score")
     columns = ["network", "distillation", f"validation {name}", f"test {name}", f"{short(primary)}, ms", "parameters"]
-    return table(columns, rows, caption="The teacher with only its first blocks", words=(0, 1)) + paragraph(
-        "The first blocks and the head of the teacher, its weights as they are, and the same network distilled as long "
-        "and in the same way as the front. A search is worth its cost where the front lies above and to the left.",
-        "note",
+    beaten = {s["id"]: names for s in run["front"] if (names := beating_baselines(run, s))}
+    words = [
+        f"{student} is no better than {', '.join(names)}: not faster, and no higher score on validation."
+        for student, names in beaten.items()
+    ] or ["No baseline is at least as good as a student of the front in both validation score and latency."]
+    return (
+        table(columns, rows, caption="The teacher with only its first blocks", words=(0, 1))
+        + listed(words)
+        + paragraph(
+            "The first blocks and the head of the teacher, its weights as they are, and the same network distilled as "
+            "long and in the same way as the front. A search is worth its cost where the front lies above and to the left.",
+            "note",
+        )
     )
 
 

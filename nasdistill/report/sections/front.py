@@ -82,12 +82,37 @@ def headline(run: Mapping[str, Any]) -> Section:
     if best.get("params") and teacher.get("params"):
         parts.append(f", with {count(best['params'])} of {count(teacher['params'])} parameters")
     words = "".join(parts) + "."
+    beaten = beating_baselines(run, best)
     rule = (
         "Recommended: the fastest student of the front whose validation score is within 1 % of the best score, the "
         "teacher's included; where there is none, the one with the best score. Test scores take no part in the choice."
     )
-    html = paragraph(words, "lead") + paragraph(counts) + paragraph(rule, "note")
+    html = paragraph(words, "lead")
+    if beaten:
+        html += paragraph(
+            f"A simple baseline is no worse: {', '.join(beaten)} is at least as fast and scores at least as well on "
+            "validation."
+        )
+    html += paragraph(counts) + paragraph(rule, "note")
     return Section("In one sentence", html, {"recommended": best["id"], "sentence": words})
+
+
+def beating_baselines(run: Mapping[str, Any], student: Mapping[str, Any]) -> list[str]:
+    """Return the baselines at least as good as a student in validation score and in latency on the first target."""
+    target = next(iter(run["teacher"]["latency_ms"]), "")
+    latency, sign = student["latency_ms"].get(target), _sign(run)
+    found = []
+    for item in run.get("baselines", []):
+        report = item.get("targets", {}).get(target)
+        if latency is None or report is None or item.get("score") is None or student.get("score") is None:
+            continue
+        if sign * item["score"] >= sign * student["score"] and report["latency"]["value_ms"] <= latency["value"]:
+            found.append(str(item["name"]))
+    return found
+
+
+def _sign(run: Mapping[str, Any]) -> float:
+    return 1.0 if (run.get("metric") or {}).get("higher_is_better", True) else -1.0
 
 
 # ---- plots ----------------------------------------------------------------------------------------------------------
@@ -136,27 +161,35 @@ def front_plot(
     """Return the plot of a run's front on one target, for the report or as a drawing of its own."""
     if points is None or series is None:
         points, series, steps = front_points(run, target, split)
-    y = _score_axis(run, split, points)
-    if y.flipped:  # room for what makes no error at all: half of the smallest error there is
-        floor = min((100 - p.y for p in points if p.y < 100), default=1.0) / 2
-        points = [replace(point, y=max(100 - point.y, floor)) for point in points]
-        steps = [(x, max(100 - value, floor)) for x, value in steps]
     title = f"{split} score against latency on {short(target)}"
     described = f"{sum(p.strong for p in points)} named points; the table of students has their figures"
-    return scatter(
-        points, series, Axis(f"latency on {short(target)}, ms"), y, title=title, description=described, size=size,
-        steps=steps, standalone=standalone, heading=heading,
+    return score_plot(
+        points, series, steps, Axis(f"latency on {short(target)}, ms"), run.get("metric"), split, title=title,
+        description=described, size=size, standalone=standalone, heading=heading,
     )  # fmt: skip
 
 
-def _score_axis(run: Mapping[str, Any], split: str, points: Sequence[Point]) -> Axis:
+def score_plot(
+    points: Sequence[Point], series: Sequence[Series], steps: Sequence[tuple[float, float]], x: Axis,
+    metric: Mapping[str, Any] | None, split: str, **keywords: Any,
+) -> str:  # fmt: skip
+    """Return a scatter plot of scores (in percent where they are shares); keywords as :func:`scatter`."""
+    y = _score_axis(metric, split, points)
+    if y.flipped:  # room for what makes no error at all: half of the smallest error there is
+        floor = min((100 - p.y for p in points if p.y < 100), default=1.0) / 2
+        points = [replace(point, y=max(100 - point.y, floor)) for point in points]
+        steps = [(at, max(100 - value, floor)) for at, value in steps]
+    return scatter(points, series, x, y, steps=steps, **keywords)
+
+
+def _score_axis(metric: Mapping[str, Any] | None, split: str, points: Sequence[Point]) -> Axis:
     """Return the axis of scores: by the logarithm of the error where the best err far less often than the worst."""
-    title = metric_title(run.get("metric"), split)
-    if not is_share(run.get("metric")):
+    title = metric_title(metric, split)
+    if not is_share(metric):
         return Axis(title)
     errors = [100 - point.y for point in points]
     positive = [error for error in errors if error > 0]
-    higher = (run.get("metric") or {}).get("higher_is_better", True)
+    higher = (metric or {}).get("higher_is_better", True)
     if higher and min(errors) >= 0 and positive and max(errors) / min(positive) > 6:
         return Axis(title, log=True, flipped=True)
     return Axis(title, log=False, least=-0.5, most=100.5)
@@ -193,8 +226,7 @@ def front_points(
         place = spaces.index(student["architecture"]["space"])
         points.append(_point(student["id"], short(spaces[place]), latency, y, place, student, run, split))
         corners.append((latency["value"], y))
-    sign = -1.0 if (run.get("metric") or {}).get("higher_is_better", True) else 1.0
-    corners = [corners[i] for i in non_dominated([(x, sign * y) for x, y in corners])]
+    corners = [corners[i] for i in non_dominated([(x, -_sign(run) * y) for x, y in corners])]
     if split == "validation":
         points += _others(run, target, factor, spaces, on_front)
     series.append(Series("truncated teacher, trained", 3, 5))

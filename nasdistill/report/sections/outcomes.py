@@ -42,14 +42,14 @@ def outcomes(run: Mapping[str, Any]) -> Section:
     drawn = [Bar(reason, n, f"{n} {state}", {"pruned": 0, "failed": 1}.get(state, 5))
              for (state, reason), n in order[:12]]  # fmt: skip
     html = figure(bars(drawn, title="Dropped proposals by reason", stacked=True), "Dropped proposals by reason.")
-    hints = {entry["reason"]: entry.get("hint", "") for entry in run.get("reasons", [])}
-    rows: list[list[Cell | str]] = [
-        [state, Cell(str(n), n), example[(state, reason)] if n == 1 else reason,
-         next((hint for text, hint in hints.items() if text.startswith(example[(state, reason)]) and hint), "")]
-        for (state, reason), n in order
-    ]  # fmt: skip
-    html += table(["outcome", "n", "reason", "what would change it"], rows, caption="Reasons, the commonest first",
-                  words=(0, 2, 3))  # fmt: skip
+    hints = [(str(e["reason"]), str(e.get("hint", ""))) for e in run.get("reasons", []) if e.get("hint")]
+    rows: list[list[Cell | str]] = []
+    for (state, reason), n in order:
+        first = example[(state, reason)]
+        hint = next((hint for known, hint in hints if known.startswith(first)), "")
+        rows.append([state, Cell(str(n), n), first if n == 1 else reason, *([hint] if hints else [])])
+    columns = ["outcome", "n", "reason", *(["what would change it"] if hints else [])]
+    html += table(columns, rows, caption="Reasons, the commonest first", words=(0, 2, 3))
     if failed:
         rows = [[f"trial {o['number']}", str(o.get("rung", "")), str(o.get("reason", ""))] for o in failed[:50]]
         html += table(["trial", "last rung", "reason"], rows, caption="Trials that failed", words=(0, 1, 2))
