@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nasdistill.host import Host
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,3 +35,19 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(f"Report: {report.path} ({report.size / 1000:.0f} kB)")
     return 0
+
+
+def report_after(run: Path, host: Host) -> None:
+    """Write the report of a search that has ended and say where it is; one that fails is a line and nothing more."""
+    from nasdistill.cli.output import info, warn
+    from nasdistill.errors import one_line
+
+    try:
+        from nasdistill.report import write_report
+        from nasdistill.store import RunDirectory
+
+        report = write_report(RunDirectory.open(run), host)
+    except Exception as error:
+        warn(f"no report: {one_line(error)}; nasdistill report {run} tries again")
+    else:
+        info(f"Report: {report.path}")

@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     from nasdistill.cli.common import load_host
     from nasdistill.cli.output import is_quiet, print_json
     from nasdistill.cli.progress import Display
+    from nasdistill.cli.report import report_after
     from nasdistill.errors import NasdistillError
     from nasdistill.search.events import silent
     from nasdistill.search.reasons import nothing_finished
@@ -78,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
         print_front(result)
         for line in closing_lines(result):
             print(line)
+    report_after(out, host)
     if not result["front"]:
         # A search without a student did not do its work.
         message, hint = nothing_finished(result)

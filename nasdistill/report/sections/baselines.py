@@ -69,7 +69,7 @@ def _truncated(run: Mapping[str, Any]) -> str:
         + listed(words)
         + paragraph(
             "The first blocks and the head of the teacher, its weights as they are, and the same network distilled as "
-            "long and in the same way as the front. A search is worth its cost where the front lies above and to the left.",
+            "long and in the same way as the front. A search is worth it where the front is above and to the left.",
             "note",
         )
     )

@@ -80,7 +80,7 @@ def headline(run: Mapping[str, Any]) -> Section:
             else f" {speed}: {milliseconds(mine)} ms instead of {milliseconds(theirs)} ms on {short(target)}"
         )
     if best.get("params") and teacher.get("params"):
-        parts.append(f", with {count(best['params'])} of {count(teacher['params'])} parameters")
+        parts.append(f", with {count(best['params'])} parameters instead of {count(teacher['params'])}")
     words = "".join(parts) + "."
     beaten = beating_baselines(run, best)
     rule = (
