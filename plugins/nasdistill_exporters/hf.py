@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from nasdistill.errors import TrialFailure, one_line
-from nasdistill.files import write_json, write_text
+from nasdistill.files import content_hash, write_json, write_text
 from nasdistill.interfaces import Exporter, ExportRequest, ModelingSource
 from nasdistill_exporters._files import BATCHES, answer, trial_inputs, write_tensors
 from nasdistill_exporters.card import model_card
@@ -39,6 +39,9 @@ REPLACED = {"nasdistill.interfaces.attention:AttentionCore": "nasdistill_exporte
 CONFIGURATION = '''"""Configuration of a student found by architecture search."""
 
 from transformers import PretrainedConfig
+
+CODE = "{code}"
+"""Hash of the network's code. transformers finds the model by this file: equal files would be taken for one student."""
 
 
 class NasdistillStudentConfig(PretrainedConfig):
@@ -144,7 +147,8 @@ class HuggingFaceFolder(Exporter):
             parts=", ".join(f"{json.dumps(name)}: {local[part]}" for name, part in parts.items()),
             factory=local[factory],
         )
-        write_text(request.folder / "configuration_nasdistill_student.py", CONFIGURATION)
+        code = content_hash({**files, "modeling": modeling})
+        write_text(request.folder / "configuration_nasdistill_student.py", CONFIGURATION.format(code=code))
         write_text(request.folder / "modeling_nasdistill_student.py", modeling)
         state = whole_state(request.model)
         compared = _compare(request, source, factory, parts, state)
