@@ -108,12 +108,14 @@ class Host:
 
     Attributes:
         problems: what is wrong with plugins, in the order found.
+        arguments: what :meth:`discover` was given, so that another process can load the same.
         unknown_switches: names given to `disable` that no installed plugin or distribution has.
     """
 
     def __init__(self, *, strict: bool = False) -> None:
         self.strict = strict
         self.problems: list[PluginProblem] = []
+        self.arguments: dict[str, Any] = {}
         self.unknown_switches: tuple[str, ...] = ()
         self._registry = Registry()
         self._plugins: dict[str, PluginRecord] = {}
@@ -151,6 +153,8 @@ class Host:
             PluginError: a plugin has a problem and `strict` is on.
         """
         host = cls(strict=os.environ.get(ENV_STRICT, "") == "1" if strict is None else strict)
+        disable = tuple(disable)
+        host.arguments = {"third_party": third_party, "disable": disable, "only": None if only is None else tuple(only)}
         if only is None and ENV_ONLY in os.environ:
             only = _names(os.environ[ENV_ONLY])
         blocked = {*disable, *_names(os.environ.get(ENV_DISABLE, ""))}

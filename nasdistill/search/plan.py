@@ -78,7 +78,7 @@ def pilot(parts: Parts, session: Session) -> dict[str, float]:
             with seeded(seed, "pilot"):
                 model = space.build(arch, task.io).eval()
             start = time.monotonic()
-            session.run_proxies(model.to(parts.device), space.cost(arch, task.io))
+            session.bench.run_proxies(model.to(parts.device), space.cost(arch, task.io))
             found["proxies"].append(time.monotonic() - start)
             start = time.monotonic()
             session.meters[session.primary_target].report(model.cpu(), session.example(), name="pilot")

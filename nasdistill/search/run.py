@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,11 +16,14 @@ import optuna
 import torch
 
 from nasdistill.distill import evaluate
-from nasdistill.errors import NasdistillError
+from nasdistill.errors import NasdistillError, UsageError
 from nasdistill.host import Host
 from nasdistill.interfaces import Candidate
-from nasdistill.measure import Meter, count_macs, environment
+from nasdistill.measure import count_macs, environment
+from nasdistill.search.baselines import record_baselines
 from nasdistill.search.events import Event, Listener, silent
+from nasdistill.search.facts import software, task_facts
+from nasdistill.search.opening import check_frozen, frozen, latency_budget, make_meters, read_config
 from nasdistill.search.parts import (
     Components,
     Parts,
@@ -29,12 +33,13 @@ from nasdistill.search.parts import (
     parameter_count,
 )
 from nasdistill.search.plan import make_plan
-from nasdistill.search.result import student_id, write_result
+from nasdistill.search.result import build_result, student_id, write_result
 from nasdistill.search.session import Session
-from nasdistill.search.study import Proposals
-from nasdistill.seeds import derive_seed
+from nasdistill.search.stopping import Interrupted, Stopper
+from nasdistill.search.study import Proposals, set_aside_damaged
+from nasdistill.search.work import StopSearch
+from nasdistill.search.workers import Orders, Workers
 from nasdistill.spec.config import RunConfig
-from nasdistill.spec.measurement import Budget
 from nasdistill.store import RunDirectory, save_student, weights_hash
 
 _EPOCH = re.compile(r"\bepoch (\d+) of (\d+)\b")
@@ -71,11 +76,17 @@ def run_search(
     existed = out.exists()
     run = RunDirectory.create(out)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(run.owned())
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(config.training.threads)
         try:
-            parts = _set_up(run, components, config, listener, config_text)
-            session = _open_session(run, parts, listener, stack)
+            run.write("config.json", config.to_json())
+            run.write("frozen.json", frozen(config, components))
+            if config_text is not None:
+                run.write_text("config.toml", config_text)
+            parts = _set_up(run, components, config, listener)
+            stopper = Stopper(lambda text: listener(Event("message", text)))
+            session = _open_session(run, parts, listener, stack, stopper)
         except BaseException as error:
             # Nothing has been found out yet, so nothing is worth keeping: leave the folder as it was.
             stack.close()
@@ -85,13 +96,58 @@ def run_search(
             if isinstance(error, KeyboardInterrupt):
                 raise KeyboardInterrupt("nothing was tried yet, so nothing is kept of the run") from None
             raise
-        return _search(run, session, listener, notes)
+        return _search(run, session, listener, stopper, notes)
 
 
-def _set_up(
-    run: RunDirectory, components: Components, config: RunConfig, listener: Listener, config_text: str | None
-) -> Parts:
-    """Open the parts and write down what the run is."""
+def resume_search(
+    path: Path,
+    *,
+    host: Host | None = None,
+    listener: Listener = silent,
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """Go on with a run that was interrupted, killed, or ran out of disk, and return its result object.
+
+    What is on record is not done again. With a target whose numbers repeat and at most one worker, the result is the
+    one that the run would have had, to the last bit.
+
+    Args:
+        path: the run's folder; it may have been moved.
+        host: where components come from; a fresh one by default.
+        listener: told what happens.
+        workers: instead of the configured number of worker processes.
+
+    Raises:
+        UsageError: no run, another process is at it, or components, axes, data or teacher differ from those it was
+            started with; every difference is named.
+    """
+    run = RunDirectory.open(path)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(run.owned())
+        if run.state() == "finished":
+            listener(Event("message", f"{path} is finished; there is nothing to go on with"))
+            return build_result(run)
+        config = read_config(run)
+        if workers is not None:
+            config = config.model_copy(update={"workers": config.workers.model_copy(update={"count": workers})})
+        host = host or Host.load(disable=config.plugins.disable)
+        components = create_components(config, host)
+        check_targets(components)
+        check_frozen(run, config, components)
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(config.training.threads)
+        parts = _set_up(run, components, config, listener)
+        stopper = Stopper(lambda text: listener(Event("message", text)))
+        session = _open_session(run, parts, listener, stack, stopper)
+        return _search(run, session, listener, stopper)
+
+
+def _set_up(run: RunDirectory, components: Components, config: RunConfig, listener: Listener) -> Parts:
+    """Open the parts and write down what the run is, where that is not written down already.
+
+    Raises:
+        UsageError: data or teacher are not those that the run was started with.
+    """
 
     def message(text: str) -> None:
         epoch = _EPOCH.search(text)
@@ -103,15 +159,25 @@ def _set_up(
     start = time.monotonic()
     listener(Event("phase", "opening the data and the teacher"))
     parts = open_parts(components, config, message=message)
+    known = run.read("teacher.json")
+    if known is not None:
+        for name, then, now in (
+            ("teacher", known["fingerprint"], parts.teacher.fingerprint),
+            ("data", known["task_fingerprint"], parts.task.fingerprint),
+        ):
+            if then != now:
+                raise UsageError(
+                    f"{run.path} cannot be resumed: its {name} has changed (fingerprint {then} then, {now} now)",
+                    hint=f"Put the old {name} back, or start a new run.",
+                )
+        return parts
     listener(Event("phase", "evaluating the teacher"))
-    run.write("config.json", config.to_json())
-    if config_text is not None:
-        run.write_text("config.toml", config_text)
     plugins = [
         {"plugin": p.name, "distribution": p.distribution, "version": p.version} for p in components.host.plugins()
     ]
     run.write("environment.json", {**environment(), "plugins": plugins})
     task, teacher = parts.task, parts.teacher
+    run.write("task.json", task_facts(config, task))
     result = evaluate(teacher.model, task, "validation")
     metric = task.metric
     run.write(
@@ -134,24 +200,20 @@ def _set_up(
     return parts
 
 
-def _open_session(run: RunDirectory, parts: Parts, listener: Listener, stack: contextlib.ExitStack) -> Session:
-    """Open the meters (closed by `stack`) and the study, and measure the teacher: a target it fails on ends here."""
+def _open_session(
+    run: RunDirectory, parts: Parts, listener: Listener, stack: contextlib.ExitStack, stopper: Stopper
+) -> Session:
+    """Open the meters (closed by `stack`), the workers and the study, and measure the teacher: a target it fails on
+    ends here.
+    """
     config = parts.config
-    budget = latency_budget(config, config.latency.max_pairs)
-    meters = {
-        name: Meter(
-            target,
-            run.path / "artefacts" / name.replace(":", "_"),
-            budget,
-            derive_seed(config.search.seed, name),
-            keep_artefacts=False,
-        )
-        for name, target in parts.components.targets.items()
-    }
+    meters = make_meters(run, parts)
     for meter in meters.values():
         stack.callback(meter.close)
     higher = parts.task.metric.higher_is_better
     primary = next(iter(meters))
+    if set_aside_damaged(run.path / "study.db"):
+        listener(Event("message", "study.db is damaged; it is made anew from the trials' records"))
     proposals = Proposals(
         run.study_url,
         parts.spaces,
@@ -161,7 +223,16 @@ def _open_session(run: RunDirectory, parts: Parts, listener: Listener, stack: co
         seed=config.search.seed,
         trials=config.search.trials,
     )
-    session = Session(run, parts, proposals, meters, listener)
+    stack.callback(proposals.close)
+    crew = None
+    if config.workers.count:
+        orders = Orders(run.path.resolve(), parts.host.arguments)
+        crew = Workers(orders, config.workers.count, timeout=config.workers.timeout, memory_gb=config.workers.memory_gb)
+        stack.callback(crew.close)
+    session = Session(run, parts, proposals, meters, listener, crew=crew, should_stop=stopper)
+    trials = session.restore()
+    if trials:
+        listener(Event("message", f"going on with {run.path}: {trials} trials are on record"))
     listener(Event("phase", "measuring the teacher"))
     # Milliseconds are comparable within one calibration: whoever goes on with this run needs it.
     run.write("calibration.json", {name: meter.calibration for name, meter in meters.items()})
@@ -170,28 +241,34 @@ def _open_session(run: RunDirectory, parts: Parts, listener: Listener, stack: co
     return session
 
 
-def _search(run: RunDirectory, session: Session, listener: Listener, notes: Sequence[str]) -> dict[str, Any]:
+def _search(
+    run: RunDirectory, session: Session, listener: Listener, stopper: Stopper, notes: Sequence[str] = ()
+) -> dict[str, Any]:
     """Run the strategy and finish the run, whatever ends it."""
     run.write("status.json", {"state": "running"})
-    run.event("started")
+    run.event("resumed" if session.resumed else "started")
+    kept = f"finished trials are kept: nasdistill show {run.path}; nasdistill resume {run.path} goes on"
     try:
-        start = time.monotonic()
-        listener(Event("phase", "timing one candidate of each space"))
-        plan = make_plan(session.parts, session, notes)
-        session.spent("pilot", time.monotonic() - start)
-        listener(plan)
-        session.parts.components.strategy.run(session)
-        finish(run, session, listener)
+        with stopper:
+            if not session.resumed:
+                start = time.monotonic()
+                listener(Event("phase", "timing one candidate of each space"))
+                plan = make_plan(session.parts, session, notes)
+                session.spent("pilot", time.monotonic() - start)
+                listener(plan)
+            session.parts.components.strategy.run(session)
+            finish(run, session, listener)
         run.write("status.json", {"state": "finished"})
         run.event("finished")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, StopSearch) as stop:
         _end(run, "interrupted", "interrupted by the user")
-        raise KeyboardInterrupt(f"finished trials are kept: nasdistill show {run.path}") from None
+        number = stopper.signal or signal.SIGINT
+        raise Interrupted(kept, number) from (stop if isinstance(stop, Interrupted) else None)
     except (OSError, optuna.exceptions.StorageInternalError) as error:
         _end(run, "failed", f"{type(error).__name__}: {error}")
         raise NasdistillError(
             f"the run in {run.path} cannot be written any further: {error}",
-            hint=f"Finished trials are kept: nasdistill show {run.path}. Make room before starting another run.",
+            hint=f"Make room, then: nasdistill resume {run.path}. Until then its {kept.split(';')[0]}.",
         ) from error
     except BaseException as error:
         _end(run, "failed", f"{type(error).__name__}: {error}")
@@ -205,17 +282,6 @@ def _end(run: RunDirectory, state: str, reason: str) -> None:
     """Note how a run ended, where there is still room for it; the reason for ending matters more."""
     with contextlib.suppress(OSError):
         run.write("status.json", {"state": state, "reason": reason})
-
-
-def latency_budget(config: RunConfig, pairs: int) -> Budget:
-    """Return the budget of one latency measurement."""
-    latency = config.latency
-    return Budget(
-        max_seconds=latency.max_seconds,
-        min_pairs=min(latency.min_pairs, pairs),
-        max_pairs=pairs,
-        relative_width=latency.relative_width,
-    )
 
 
 def finish(run: RunDirectory, session: Session, listener: Listener) -> None:
@@ -244,8 +310,12 @@ def finish(run: RunDirectory, session: Session, listener: Listener) -> None:
     )
     for candidate in front:
         save_front_member(run, session, candidate, tested[str(candidate.number)])
-    shutil.rmtree(run.path / "artefacts", ignore_errors=True)
+    for folder in run.path.glob("students/*"):
+        if folder.name not in {student_id(c) for c in front}:
+            shutil.rmtree(folder)  # left by an earlier attempt to finish, with other timings
     session.spent("final report", time.monotonic() - start)
+    record_baselines(run, session, listener, budget)
+    shutil.rmtree(run.path / "artefacts", ignore_errors=True)
 
 
 def _test_score(session: Session, candidate: Candidate) -> float:
@@ -260,8 +330,10 @@ def save_front_member(run: RunDirectory, session: Session, candidate: Candidate,
     model = session.build(candidate).cpu()
     provenance = {
         "trial": candidate.number,
+        "architecture": arch.fingerprint,
         "teacher": {"name": parts.config.teacher.name, "fingerprint": parts.teacher.fingerprint},
-        "task": {"name": parts.config.task.name, "fingerprint": parts.task.fingerprint},
+        "task": task_facts(parts.config, parts.task),
+        "software": software(parts.host),
         "objective": parts.config.objective.model_dump(mode="json"),
         "training": parts.config.training.model_dump(mode="json"),
         "seed": parts.config.search.seed,
@@ -269,14 +341,18 @@ def save_front_member(run: RunDirectory, session: Session, candidate: Candidate,
         "validation": {"score": candidate.score, "loss": candidate.loss},
         "test": {"score": test_score},
         "cost": {"params": candidate.cost.params, "macs": candidate.cost.macs} if candidate.cost else None,
+        "primary_target": session.primary_target,
         "targets": {name: report.to_json() for name, report in candidate.targets.items()},
         "state_sha256": weights_hash(model),
     }
-    save_student(run.student(student_id(candidate)), model, arch, parts.task.io, provenance)
+    options = session.space(candidate).options.model_dump(mode="json")
+    save_student(run.student(student_id(candidate)), model, arch, parts.task.io, provenance, space_options=options)
 
 
 def _record_teacher(run: RunDirectory, session: Session) -> None:
     facts = run.read("teacher.json") or {}
     facts["primary_target"] = session.primary_target
     facts["targets"] = {name: report.to_json() for name, report in session.teacher_reports.items()}
+    # What the rungs decided by; the final timing replaces the values above.
+    facts.setdefault("search_targets", facts["targets"])
     run.write("teacher.json", facts)

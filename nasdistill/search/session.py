@@ -1,7 +1,11 @@
 """The session a strategy works through: every rung, recorded trial by trial.
 
-Each method does one rung for a list of candidates, writes each candidate's record before going on to the next, and
-turns a failure into that trial's outcome. A rung that a record already has is not done again.
+Each method does one rung for a list of candidates, writes each candidate's record as soon as its work is done, and
+turns a failure into that trial's outcome.
+
+A run that was cut short is resumed by running its strategy again from the start: whatever a trial's journal already
+has is taken from there instead of being done, so the strategy sees the values it saw before, takes the same decisions,
+and goes on where the records end. A strategy needs nothing for that but to decide by what the session tells it.
 """
 
 from __future__ import annotations
@@ -11,29 +15,28 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from typing import Any
 
-import optuna
 import torch
 from optuna.trial import TrialState
 from torch import nn
 
-from nasdistill.distill import train
-from nasdistill.errors import NasdistillError, TrialFailure, one_line
+from nasdistill.files import file_hash
 from nasdistill.interfaces import Candidate, Evaluation, Prepared, SearchSpace
 from nasdistill.measure import Meter
-from nasdistill.measure.proxies import ProxyOutcome, run_proxy
-from nasdistill.search.events import Event, Listener
+from nasdistill.search.events import FINAL_LATENCY, Event, Listener
 from nasdistill.search.pareto import non_dominated, rank_order
 from nasdistill.search.parts import Parts
 from nasdistill.search.study import Proposals
-from nasdistill.seeds import derive_seed, seeded
+from nasdistill.search.work import FATAL_ERRNO, Job, Outcome, StopSearch, Workbench, epoch_line, failure_text
+from nasdistill.search.workers import Crew, Here
+from nasdistill.seeds import derive_seed
 from nasdistill.spec.architecture import Architecture
 from nasdistill.spec.io import Cost
 from nasdistill.spec.measurement import Budget, TargetReport
-from nasdistill.store import RunDirectory, load_weights, save_weights
+from nasdistill.store import RunDirectory
 
 _GIVE_UP = 20
 """Proposals in a row without a new architecture after which a space counts as exhausted."""
@@ -51,6 +54,12 @@ class Session:
         proposals: the study.
         meters: target id -> meter, the primary one first.
         listener: told what happens.
+        crew: does the work; by default this process.
+        should_stop: asked between and within trials; True ends the search with :class:`StopSearch`.
+
+    Attributes:
+        spent_before: seconds of the time limit that earlier processes used.
+        resumed: whether an earlier process began this run.
     """
 
     def __init__(
@@ -60,20 +69,44 @@ class Session:
         proposals: Proposals,
         meters: Mapping[str, Meter],
         listener: Listener,
+        *,
+        crew: Crew | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.run = run
         self.parts = parts
         self.proposals = proposals
         self.meters = dict(meters)
         self.listener = listener
+        self.bench = Workbench(run, parts, meters)
+        self.crew: Crew = Here(self.bench) if crew is None else crew
+        self.should_stop = should_stop
         self.seed = parts.config.search.seed
         self.started = time.monotonic()
+        self.spent_before = 0.0
+        self.resumed = False
         self.seconds: dict[str, float] = {}
         self.candidates: dict[int, Candidate] = {}
         self.records: dict[int, dict[str, Any]] = {}
         self.teacher_reports: dict[str, TargetReport] = {}
         self._seen: dict[Architecture, int] = {}
         self._repeats = 0
+        self._origins: dict[Architecture, str] = {}
+        self._recorded: dict[int, dict[str, Any]] = {}
+        self._pending: dict[int, list[str]] = {}
+
+    def restore(self) -> int:
+        """Take in what an earlier process recorded, before the strategy runs; return the number of trials."""
+        self._recorded = {value["number"]: value for value in self.run.outcomes()}
+        self._pending = {number: list(value.get("journal", {})) for number, value in self._recorded.items()}
+        self.seconds = dict(self.run.read("seconds.json") or {})
+        self.spent_before = sum(self.seconds.values())
+        facts = self.run.read("teacher.json") or {}
+        self.teacher_reports = {
+            name: TargetReport.from_json(value) for name, value in facts.get("search_targets", {}).items()
+        }
+        self.resumed = bool(self._recorded)
+        return len(self._recorded)
 
     # ---- budget ---------------------------------------------------------------------------------------------------
 
@@ -86,8 +119,14 @@ class Session:
     def remaining(self) -> int:
         """How many may still be proposed; repeats of an architecture do not count."""
         left = self.time_left()
-        proposed = len(self.candidates) - self._repeats
-        return 0 if left is not None and left <= 0 else max(0, self.trials - proposed)
+        if left is not None and left <= 0:  # what was proposed before the time was up stays proposed
+            return max(0, self._known_trials - len(self.candidates))
+        return max(0, self.trials - (len(self.candidates) - self._repeats))
+
+    @property
+    def _known_trials(self) -> int:
+        """How many trials an earlier process started."""
+        return max(self._recorded, default=-1) + 1
 
     @property
     def primary_target(self) -> str:
@@ -97,7 +136,7 @@ class Session:
     def time_left(self) -> float | None:
         """Seconds until the time limit, None without one."""
         limit = self.parts.config.search.timeout
-        return None if limit is None else limit - (time.monotonic() - self.started)
+        return None if limit is None else limit - self.spent_before - (time.monotonic() - self.started)
 
     # ---- proposing ------------------------------------------------------------------------------------------------
 
@@ -107,7 +146,8 @@ class Session:
         misses = 0
         while len(found) < n and self.remaining > 0 and misses < _GIVE_UP:
             repeats = self._repeats
-            candidate = self._start(*self.proposals.ask())
+            self._check_stop()
+            candidate = self._start(*self.proposals.ask(len(self.candidates), self._known(len(self.candidates))))
             # A small space runs out of new points: the sampler is asked a few more times, then we go on without.
             misses = misses + 1 if self._repeats > repeats else 0
             if candidate.alive:
@@ -116,18 +156,41 @@ class Session:
 
     def propose(self, architectures: Sequence[Architecture]) -> list[Candidate]:
         """Propose given architectures as trials of the study."""
-        found = [self._start(self.proposals.enqueue(arch), arch) for arch in architectures[: self.remaining]]
+        found = []
+        for architecture in architectures[: self.remaining]:
+            self._check_stop()
+            number = len(self.candidates)
+            known = self._known(number)
+            if known is not None and known != architecture:
+                self.listener(
+                    Event("message", f"trial {number} stays as recorded; the strategy would now propose another")
+                )
+            self._origins.setdefault(architecture, "given")
+            found.append(self._start(*self.proposals.enqueue(number, known or architecture)))
         return [c for c in found if c.alive]
+
+    def _known(self, number: int) -> Architecture | None:
+        """Return the architecture that is on record for a trial."""
+        value = self._recorded.get(number, {}).get("architecture")
+        return None if value is None else Architecture.from_json(value)
+
+    def _check_stop(self) -> None:
+        if self.should_stop():
+            raise StopSearch
 
     def spread(self, n: int) -> list[Architecture]:
         """Return up to `n` new random architectures, the same number from every space in turn."""
         rng = self._rng("spread")
-        return self._fresh(n, [partial(space.sample, rng) for space in self.parts.spaces.values()])
+        found = self._fresh(n, [partial(space.sample, rng) for space in self.parts.spaces.values()])
+        self._origins |= dict.fromkeys(found, "spread")
+        return found
 
     def neighbours(self, candidates: Sequence[Candidate], n: int) -> list[Architecture]:
         """Return up to `n` new architectures, each one mutation away from one of `candidates` in turn."""
         rng = self._rng("neighbours")
-        return self._fresh(n, [partial(self.space(c).mutate, self.arch(c), rng) for c in candidates])
+        found = self._fresh(n, [partial(self.space(c).mutate, self.arch(c), rng) for c in candidates])
+        self._origins |= dict.fromkeys(found, "neighbour")
+        return found
 
     def _rng(self, purpose: str) -> random.Random:
         """Return randomness that depends on how far the search is, not on what this process did before."""
@@ -149,18 +212,24 @@ class Session:
         for space in self.parts.spaces.values():
             yield from space.enumerate()
 
-    def _start(self, trial: optuna.Trial, architecture: Architecture | None) -> Candidate:
-        candidate = Candidate(trial.number, architecture)
-        self.candidates[trial.number] = candidate
-        self.records[trial.number] = {"seconds": {}, "rungs": {}}
+    def _start(self, number: int, architecture: Architecture | None) -> Candidate:
+        candidate = Candidate(number, architecture)
+        self.candidates[number] = candidate
+        recorded = self._recorded.get(number, {})
+        own = {f.name for f in fields(Candidate)} - {"number"}
+        # Who proposed it: the report compares what was drawn at random with what the search found.
+        origin = "sampler" if architecture is None else self._origins.get(architecture, "sampler")
+        self.records[number] = {"seconds": {}, "rungs": {}, "journal": {}, "origin": origin} | {
+            key: value for key, value in recorded.items() if key not in own and key != "number"
+        }
         if architecture is None:
             self._finish(candidate, "pruned", "violates a constraint of its space")
         elif architecture in self._seen:
             self._repeats += 1
-            self.records[trial.number]["repeats"] = self._seen[architecture]
+            self.records[number]["repeats"] = self._seen[architecture]
             self._finish(candidate, "pruned", f"same architecture as trial {self._seen[architecture]}")
         else:
-            self._seen[architecture] = trial.number
+            self._seen[architecture] = number
             self._record(candidate)
         return candidate
 
@@ -168,55 +237,12 @@ class Session:
 
     def check(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Rung ``static``: analytic cost and the constraints on it."""
-        limits = self.parts.config.constraints
-
-        def work(candidate: Candidate) -> None:
-            candidate.cost = self.space(candidate).cost(self.arch(candidate), self.parts.task.io)
-            if limits.max_params is not None:
-                candidate.constraints["params"] = candidate.cost.params / limits.max_params - 1
-            if limits.max_macs is not None:
-                candidate.constraints["macs"] = candidate.cost.macs / limits.max_macs - 1
-            self._enforce(candidate)
-
-        return self._rung("static", candidates, work, lambda c: c.cost is not None)
+        return self._rung("static", "static", candidates, lambda c: c.cost is not None)
 
     def score(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Rung ``proxies``: every configured proxy; a failing proxy is recorded and does not end the trial."""
-
-        def work(candidate: Candidate) -> None:
-            # Proxies score the network as it would start without a teacher's weights: that is what they are defined on.
-            model = self.build(candidate, inherit=False).to(self.parts.device)
-            outcomes = self.run_proxies(model, candidate.cost)
-            candidate.proxies |= {name: outcome.value for name, outcome in outcomes.items()}
-            record = self.records[candidate.number]
-            record["proxy_problems"] = {name: o.problem for name, o in outcomes.items() if o.problem}
-            record["proxy_seconds"] = {name: o.seconds for name, o in outcomes.items()}
-
         names = set(self.parts.components.proxies)
-        return self._rung("proxies", candidates, work, lambda c: names <= set(c.proxies))
-
-    def run_proxies(self, model: nn.Module, cost: Cost | None) -> dict[str, ProxyOutcome]:
-        """Score a network with every configured proxy."""
-        proxies, task = self.parts.components.proxies, self.parts.task
-        needed = max((proxy.batches_needed() for proxy, _ in proxies.values()), default=1)
-        size = self.parts.config.training.batch_size
-        batches = tuple(b for b, _ in zip(task.batches("train", batch_size=size), range(needed), strict=False))
-        return {
-            name: run_proxy(
-                proxy,
-                tags,
-                model=model,
-                teacher=self.parts.teacher.model if tags.needs_teacher else None,
-                batches=batches,
-                forward=task.forward,
-                loss=task.loss,
-                io=task.io,
-                cost=cost,
-                # One seed for all candidates: what a proxy draws then cancels in their order.
-                seed=derive_seed(self.seed, "proxy", name),
-            )
-            for name, (proxy, tags) in proxies.items()
-        }
+        return self._rung("proxies", "proxies", candidates, lambda c: names <= set(c.proxies))
 
     def measure(
         self, candidates: Sequence[Candidate], *, budget: Budget | None = None, together: bool = False
@@ -226,16 +252,7 @@ class Session:
             return self._measure_together(candidates, budget)
         self.measure_teacher()
         name = self.primary_target
-
-        def work(candidate: Candidate) -> None:
-            label = f"trial{candidate.number:04d}"
-            candidate.targets[name] = self.meters[name].report(
-                self.build(candidate).cpu(), self.example(), label, budget
-            )
-            self._limit_latency(candidate)
-            self._enforce(candidate)
-
-        return self._rung("latency", candidates, work, lambda c: name in c.targets)
+        return self._rung("latency", "latency", candidates, lambda c: name in c.targets, budget=budget)
 
     def _limit_latency(self, candidate: Candidate) -> None:
         """Compare the upper end of the latency's interval with the limit, where there is one."""
@@ -264,7 +281,7 @@ class Session:
     def _measure_together(self, candidates: Sequence[Candidate], budget: Budget | None) -> list[Candidate]:
         start = time.monotonic()
         alive = [c for c in candidates if c.state in ("running", "complete")]
-        self.listener(Event("rung", f"timing {len(alive)} students head to head with the teacher", "final latency"))
+        self.listener(Event("rung", f"timing {len(alive)} students head to head with the teacher", FINAL_LATENCY))
         teacher = self.parts.teacher.model.cpu()
         for name, meter in self.meters.items():
             alive, reports = self._time_together(meter, alive, budget)
@@ -275,7 +292,7 @@ class Session:
         for candidate in alive:
             self._limit_latency(candidate)
             self._record(candidate)
-        self.spent("final latency", time.monotonic() - start)
+        self.spent(FINAL_LATENCY, time.monotonic() - start)
         return alive
 
     def _time_together(
@@ -298,57 +315,7 @@ class Session:
 
     def distill(self, candidates: Sequence[Candidate], epochs: int, rung: str) -> list[Candidate]:
         """Rung `rung`: train up to `epochs` epochs in all and evaluate on validation."""
-        config, task = self.parts.config, self.parts.task
-
-        def work(candidate: Candidate) -> None:
-            model = self.build(candidate).to(self.parts.device)
-            arch = self.arch(candidate)
-            number = candidate.number
-
-            def on_epoch(report: Any) -> None:
-                self.listener(
-                    Event(
-                        "epoch",
-                        f"trial {number}: epoch {report.epoch + 1}, loss {report.terms.get('total', math.nan):.3f}",
-                        rung,
-                        trial=number,
-                        facts={"epoch": report.epoch, **report.terms},
-                    )
-                )
-
-            result = train(
-                model,
-                task,
-                self.parts.teacher,
-                config.objective,
-                config.training,
-                epochs=epochs - candidate.epochs,
-                start_epoch=candidate.epochs,
-                seed=derive_seed(self.seed, "train", arch.fingerprint, rung),
-                data_seed=derive_seed(self.seed, "data"),
-                host=self.parts.host,
-                layer_map=self.space(candidate).layer_map(arch, self.parts.geometry) or None,
-                cache=self.parts.cache,
-                device=self.parts.device,
-                on_epoch=on_epoch,
-                student_label=f"trial {number}",
-            )
-            digest = save_weights(result.model, self.run.weights(number, epochs))
-            assert result.evaluation is not None
-            candidate.score, candidate.loss = result.evaluation.score, result.evaluation.loss
-            candidate.epochs = epochs
-            candidate.results[rung] = result.evaluation
-            self.records[number]["rungs"][rung] = {
-                "epochs": epochs,
-                "steps": result.steps,
-                "skipped_losses": list(result.skipped),
-                "weights_sha256": digest,
-            }
-            self.records[number].setdefault("history", []).extend(
-                {"rung": rung, "epoch": row.epoch, **row.terms} for row in result.history
-            )
-
-        return self._rung(rung, candidates, work, lambda c: c.epochs >= epochs)
+        return self._rung("distill", rung, candidates, lambda c: c.epochs >= epochs, epochs=epochs)
 
     # ---- ranking and telling --------------------------------------------------------------------------------------
 
@@ -398,66 +365,139 @@ class Session:
 
     def space(self, candidate: Candidate) -> SearchSpace:
         """Return the space a candidate belongs to."""
-        return next(s for s in self.parts.spaces.values() if s.id == self.arch(candidate).space)
+        return self.bench.space(self.arch(candidate))
 
-    def build(self, candidate: Candidate, *, inherit: bool = True) -> nn.Module:
+    def build(self, candidate: Candidate) -> nn.Module:
         """Return the candidate's network: trained weights where there are any, else its start, in eval mode."""
-        arch = self.arch(candidate)
-        space = self.space(candidate)
-        with seeded(self.seed, "init", arch.fingerprint):
-            model = space.build(arch, self.parts.task.io)
-        if inherit and candidate.epochs > 0:
-            model.load_state_dict(load_weights(self.run.weights(candidate.number, candidate.epochs)))
-        elif inherit and self.parts.config.training.inherit:
-            report = space.inherit(model, arch, self.parts.teacher.model, calibration=self.parts.calibration)
-            if report is not None:
-                self.records[candidate.number]["inherited"] = {"copied": report.copied, "total": report.total}
-        return model.eval()
+        return self.bench.build(
+            self.arch(candidate), candidate.number, candidate.epochs, self._weights(candidate, candidate.epochs)
+        )
 
     def example(self) -> tuple[torch.Tensor, ...]:
         """Return one sample, the input of every latency measurement."""
-        return self.parts.task.example(1)
+        return self.bench.example()
+
+    def _weights(self, candidate: Candidate, epochs: int) -> str | None:
+        """Return the recorded hash of a candidate's weights after so many epochs."""
+        entries = self.records[candidate.number]["journal"].values()
+        return next((e["weights_sha256"] for e in entries if e.get("epochs") == epochs and "weights_sha256" in e), None)
 
     # ---- records --------------------------------------------------------------------------------------------------
 
     def _rung(
         self,
+        kind: str,
         rung: str,
         candidates: Sequence[Candidate],
-        work: Callable[[Candidate], None],
         is_done: Callable[[Candidate], bool],
+        *,
+        epochs: int = 0,
+        budget: Budget | None = None,
     ) -> list[Candidate]:
-        """Do `work` for each candidate that is alive and has not had this rung; return those still alive."""
+        """Have a rung done for each candidate that is alive and has not had it; return those still alive."""
+        key = f"{rung} {epochs}" if epochs else rung
         todo = [c for c in candidates if c.alive and not is_done(c)]
-        if todo:
-            self.listener(Event("rung", f"{rung}: {len(todo)} candidates", rung, total=len(todo)))
-        for done, candidate in enumerate(todo, start=1):
-            start = time.monotonic()
-            self._attempt(candidate, work)
-            seconds = time.monotonic() - start
-            self.records[candidate.number]["seconds"][rung] = seconds
-            self.spent(rung, seconds)
-            if candidate.alive:
-                candidate.rung = rung
-            self._record(candidate)
-            self.listener(Event("step", self._line(candidate), rung, done, len(todo), candidate.number))
+        todo = [c for c in todo if not self._replay(c, kind, rung, key)]
+        if not todo:
+            return [c for c in candidates if c.alive]
+        jobs = [
+            Job(kind, rung, c.number, self.arch(c), c.epochs, self._weights(c, c.epochs), epochs, budget) for c in todo
+        ]
+        self.listener(Event("rung", f"{rung}: {len(todo)} candidates", rung, total=len(todo)))
+
+        def progress(job: Job, epoch: int, terms: Mapping[str, float]) -> None:
+            facts = {"epoch": epoch, **terms}
+            self.listener(Event("epoch", epoch_line(job.number, epoch, terms), rung, trial=job.number, facts=facts))
+
+        results = self.crew.map(jobs, progress=progress, should_stop=self.should_stop)
+        with contextlib.closing(results):
+            for done, (job, outcome) in enumerate(results, start=1):
+                candidate = self.candidates[job.number]
+                self._take(candidate, job, key, outcome)
+                self.listener(Event("step", self._line(candidate), rung, done, len(todo), candidate.number))
         return [c for c in candidates if c.alive]
+
+    def _take(self, candidate: Candidate, job: Job, key: str, outcome: Outcome) -> None:
+        """Record what came of a job and let the candidate know."""
+        if outcome.errno is not None:
+            raise OSError(outcome.errno, outcome.failure)
+        record, found = self.records[candidate.number], dict(outcome.found)
+        record["seconds"][job.rung] = outcome.seconds
+        self.spent(job.rung, outcome.seconds)
+        for name, column in (("problems", "proxy_problems"), ("proxy_seconds", "proxy_seconds")):
+            if name in found:
+                record[column] = found.pop(name)
+        if "inherited" in found:
+            record["inherited"] = found.pop("inherited")
+        if "history" in found:
+            history = [row for row in record.get("history", []) if row["rung"] != job.rung]
+            record["history"] = history + found.pop("history")
+        if "evaluation" in found:
+            found["epochs"] = job.epochs
+            names = ("epochs", "steps", "skipped_losses", "weights_sha256")
+            record["rungs"][job.rung] = {name: found[name] for name in names}
+        entry = found if outcome.failure is None else {"failure": outcome.failure}
+        record["journal"][key] = entry
+        self._pending.pop(candidate.number, None)
+        self._apply(candidate, job.kind, job.rung, entry)
+        if candidate.alive:
+            self._record(candidate)
+
+    def _apply(self, candidate: Candidate, kind: str, rung: str, entry: Mapping[str, Any]) -> None:
+        """Let a candidate know what a rung found out, just now or in an earlier process."""
+        if "failure" in entry:
+            self._finish(candidate, "failed", entry["failure"])
+            return
+        limits = self.parts.config.constraints
+        if kind == "static":
+            candidate.cost = Cost(**entry["cost"])
+            if limits.max_params is not None:
+                candidate.constraints["params"] = candidate.cost.params / limits.max_params - 1
+            if limits.max_macs is not None:
+                candidate.constraints["macs"] = candidate.cost.macs / limits.max_macs - 1
+        elif kind == "proxies":
+            candidate.proxies |= entry["proxies"]
+        elif kind == "latency":
+            candidate.targets[entry["target"]] = TargetReport.from_json(entry["report"])
+            self._limit_latency(candidate)
+        else:
+            result = Evaluation(**entry["evaluation"])
+            candidate.score, candidate.loss, candidate.epochs = result.score, result.loss, entry["epochs"]
+            candidate.results[rung] = result
+        candidate.rung = rung
+        if kind in ("static", "latency"):
+            self._enforce(candidate)
+
+    def _replay(self, candidate: Candidate, kind: str, rung: str, key: str) -> bool:
+        """Take a rung from the journal, where it has it; return whether it did."""
+        entry = self.records[candidate.number]["journal"].get(key)
+        if entry is None or key not in self._pending.get(candidate.number, ()):
+            return False
+        if "weights_sha256" in entry and not self._has_weights(candidate, entry):
+            self.listener(
+                Event("message", f"trial {candidate.number}: its weights are missing or damaged; trained again")
+            )
+            return False
+        self._pending[candidate.number].remove(key)
+        self._apply(candidate, kind, rung, entry)
+        return True
+
+    def _has_weights(self, candidate: Candidate, entry: Mapping[str, Any]) -> bool:
+        try:
+            return bool(file_hash(self.run.weights(candidate.number, entry["epochs"])) == entry["weights_sha256"])
+        except OSError:
+            return False
 
     def _attempt(self, candidate: Candidate, work: Callable[[Candidate], None]) -> bool:
         """Do `work` for a candidate; whatever it raises becomes the trial's outcome. Return whether it went well."""
         try:
             work(candidate)
-        except TrialFailure as error:
-            self._finish(candidate, "failed", f"{error.reason}: {error.message}")
-        except NasdistillError as error:
-            self._finish(candidate, "failed", f"{type(error).__name__}: {error}")
         except Exception as error:  # one bad candidate never takes the rest down
-            if isinstance(error, OSError) and error.errno in _FATAL:
+            if isinstance(error, OSError) and error.errno in FATAL_ERRNO:
                 raise
-            self._finish(candidate, "failed", one_line(error))
-        else:
-            return True
-        return False
+            self._finish(candidate, "failed", failure_text(error))
+            return False
+        return True
 
     def spent(self, rung: str, seconds: float) -> None:
         """Add to the seconds that a rung has taken."""
@@ -473,6 +513,11 @@ class Session:
 
     def _finish(self, candidate: Candidate, state: str, reason: str) -> None:
         """Write the record first, then tell the study: a kill in between leaves a trial that can be told again."""
+        recorded = self._recorded.get(candidate.number, {})
+        if self._pending.get(candidate.number) and recorded["state"] != "running":
+            # The strategy decides otherwise than before, though this trial is finished: what is finished stays.
+            self._take_over(candidate, recorded)
+            state, reason = candidate.state, candidate.reason
         candidate.state = state  # type: ignore[assignment]
         candidate.reason = reason
         self._record(candidate)
@@ -495,9 +540,19 @@ class Session:
         )
         trial_state = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}[state]
         self.proposals.tell(candidate.number, trial_state, values)
-        self.run.event("trial", number=candidate.number, state=state, reason=reason[:200])
+        if recorded.get("state") != state:
+            self.run.event("trial", number=candidate.number, state=state, reason=reason[:200])
+
+    def _take_over(self, candidate: Candidate, recorded: Mapping[str, Any]) -> None:
+        """Make a candidate what its record says."""
+        del self._pending[candidate.number]
+        known = candidate_from_json(recorded)
+        for item in fields(Candidate):
+            setattr(candidate, item.name, getattr(known, item.name))
 
     def _record(self, candidate: Candidate) -> None:
+        if self._pending.get(candidate.number):
+            return  # what is on disk knows more than this replay does yet
         self.run.write_trial(candidate.number, outcome_json(candidate, self.records[candidate.number]))
 
     def _line(self, candidate: Candidate) -> str:
@@ -524,9 +579,6 @@ class Session:
             f"front of {len(front)}; best {self.parts.task.metric.name} {best.score:.4f} at "
             f"{self.objectives(best)[-1]:.3f} ms"
         )
-
-
-_FATAL = frozenset({28, 30, 122})  # no space left, read-only file system, quota exceeded: nothing more can be recorded
 
 
 def outcome_json(candidate: Candidate, record: Mapping[str, Any]) -> dict[str, Any]:

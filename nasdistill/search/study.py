@@ -6,12 +6,15 @@ under ``SPACE.axis``; with more than one space a categorical ``space`` says whic
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 
@@ -41,6 +44,26 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
         event.listen(storage.engine, "connect", relax)
         storage.engine.dispose()  # connections opened before get the settings when they are opened again
     return storage
+
+
+def set_aside_damaged(database: Path) -> bool:
+    """Rename a study's database that SQLite cannot read whole; return whether it was.
+
+    A resumed run then makes a new one from the trials' records.
+    """
+    if not database.exists():
+        return False
+    try:
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            sound = connection.execute("PRAGMA quick_check").fetchone() == ("ok",)
+    except sqlite3.DatabaseError:
+        sound = False
+    if not sound:
+        for suffix in ("", "-wal", "-shm"):
+            part = database.with_name(database.name + suffix)
+            if part.exists():
+                part.replace(part.with_name(part.name + ".damaged"))
+    return not sound
 
 
 class Proposals:
@@ -98,9 +121,9 @@ class Proposals:
                 hint="Install the plugin versions named in environment.json, or start a new run.",
             )
 
-    def distributions(self) -> dict[str, BaseDistribution]:
+    def distributions(self) -> dict[str, CategoricalDistribution]:
         """Return all parameters of the study."""
-        found: dict[str, BaseDistribution] = {}
+        found: dict[str, CategoricalDistribution] = {}
         if len(self.spaces) > 1:
             found["space"] = CategoricalDistribution(list(self.spaces))
         for prefix, space in self.spaces.items():
@@ -108,9 +131,18 @@ class Proposals:
                 found[f"{prefix}.{axis.name}"] = CategoricalDistribution(list(axis.choices))
         return found
 
-    def ask(self) -> tuple[optuna.Trial, Architecture | None]:
-        """Start a trial and return it with the architecture it proposes, None when that violates its space."""
-        number = len(self.study.get_trials(deepcopy=False))
+    def ask(self, number: int, known: Architecture | None = None) -> tuple[int, Architecture | None]:
+        """Start trial `number` and return it with the architecture it proposes, None when that violates its space.
+
+        A trial that the study already has is taken as it is, and one that was cut short while its parameters were
+        drawn is drawn to its end: its sampler is seeded by its number. `known` is what a record says about a trial
+        that the study lost.
+        """
+        trials = self.study.get_trials(deepcopy=False)
+        if number >= len(trials) and known is not None:
+            return self.enqueue(number, known)
+        if number < len(trials) and trials[number].state.is_finished():
+            return number, self._read(trials[number].params)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self.study.sampler = self._sampler.create(
@@ -118,12 +150,38 @@ class Proposals:
                 directions=self._directions,
                 trials=self._trials,
             )
-            trial = self.study.ask(fixed_distributions=self.distributions())
-        self._handles[trial.number] = trial
-        return trial, self._read(trial.params)
+            trial = self._started(trials, number)
+        self._handles[number] = trial
+        return number, self._read(trial.params)
 
-    def enqueue(self, architecture: Architecture) -> optuna.Trial:
-        """Start a trial for a given architecture."""
+    def enqueue(self, number: int, architecture: Architecture) -> tuple[int, Architecture | None]:
+        """Start trial `number` for a given architecture; as :meth:`ask` where the study already has it."""
+        trials = self.study.get_trials(deepcopy=False)
+        if number < len(trials) and trials[number].state.is_finished():
+            return number, self._read(trials[number].params)
+        if number >= len(trials):
+            self.study.enqueue_trial(self._parameters(architecture))
+        trial = self._started(trials, number)
+        self._handles[number] = trial
+        return number, self._read(trial.params)
+
+    def _started(self, trials: Sequence[FrozenTrial], number: int) -> optuna.Trial:
+        """Return trial `number` with all its parameters: a new one, or one that an earlier process began."""
+        if number < len(trials) and trials[number].state == TrialState.RUNNING:
+            trial = optuna.Trial(self.study, trials[number]._trial_id)  # what study.ask() does with a fresh id
+            for name, distribution in self.distributions().items():
+                trial.suggest_categorical(name, distribution.choices)
+            return trial
+        trial = self.study.ask(fixed_distributions={**self.distributions()})
+        if trial.number != number:
+            raise UsageError(
+                f"the study has trials that this run did not start (expected {number}, got {trial.number})",
+                hint="Leave study.db to the run; copy it to experiment with it.",
+            )
+        return trial
+
+    def _parameters(self, architecture: Architecture) -> dict[str, Any]:
+        """Return the study's parameters for an architecture; those of other spaces have their defaults."""
         prefix = next(p for p, space in self.spaces.items() if space.id == architecture.space)
         params: dict[str, Any] = {f"{prefix}.{name}": value for name, value in architecture.params.items()}
         for other, space in self.spaces.items():
@@ -131,10 +189,7 @@ class Proposals:
                 params |= {f"{other}.{axis.name}": axis.default for axis in space.axes()}
         if len(self.spaces) > 1:
             params["space"] = prefix
-        self.study.enqueue_trial(params)
-        trial = self.study.ask(fixed_distributions=self.distributions())
-        self._handles[trial.number] = trial
-        return trial
+        return params
 
     def _read(self, params: Mapping[str, Any]) -> Architecture | None:
         prefix = params["space"] if len(self.spaces) > 1 else next(iter(self.spaces))
@@ -164,6 +219,10 @@ class Proposals:
         """Finish a trial; telling a finished one again does nothing."""
         self._handles.pop(number, None)
         self.study.tell(number, values=values, state=state, skip_if_finished=True)
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self.study._storage.remove_session()
 
     def frozen(self) -> list[FrozenTrial]:
         """Return all trials."""

@@ -7,6 +7,7 @@ environment.json versions, machine, plugins          study.db      the Optuna st
 task.json        input, output, preprocessing        events.jsonl  what happened when
 teacher.json     scores, size, latency
 seconds.json     time spent per rung                 final.json    test scores
+calibration.json latency scale                  frozen.json    what a resumed run must share
 trials/0007/     architecture.json  outcome.json (measurements, losses)  weights-EPOCHS.safetensors
 students/ID/     architecture.json  model.safetensors  provenance.json
 result.json      the result object, once finished
@@ -16,8 +17,10 @@ No pickles, no absolute paths of ours.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,6 +104,52 @@ class RunDirectory:
             if not path.exists() or (path.is_dir() and not any(path.iterdir())):
                 return path
             number += 1
+
+    @contextlib.contextmanager
+    def owned(self) -> Iterator[None]:
+        """Own the run for a block: only one process may write to it.
+
+        Raises:
+            UsageError: another process owns it, or the folder cannot be written to.
+        """
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.path / "run.lock", timeout=0)
+        try:
+            lock.acquire()
+            write_json(self.path / "owner.json", {"pid": os.getpid(), "host": socket.gethostname()})
+        except Timeout:
+            owner = self.read("owner.json") or {}
+            raise UsageError(
+                f"{self.path} is being worked on by process {owner.get('pid')} on {owner.get('host')}",
+                hint=f"Look at it: nasdistill show {self.path}. Stop that process first to go on from here.",
+            ) from None
+        except OSError as error:
+            lock.release()
+            raise UsageError(
+                f"cannot write to {self.path}: {error.strerror or error}", hint="Copy it to a folder of yours."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def state(self) -> str:
+        """Return ``running``, ``finished``, ``interrupted``, ``failed``, or ``killed``: running by its own account,
+        but no process is at it.
+        """
+        from filelock import FileLock, Timeout
+
+        said = str((self.read("status.json") or {}).get("state", "running"))
+        if said != "running":
+            return said
+        lock = FileLock(self.path / "run.lock", timeout=0)
+        try:
+            lock.acquire()
+        except (Timeout, OSError):
+            return said
+        lock.release()
+        return "killed"
 
     # ---- records --------------------------------------------------------------------------------------------------
 

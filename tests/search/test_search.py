@@ -115,7 +115,7 @@ def test_events_tell_the_plan_the_rungs_and_the_front(finished):
 def test_no_pickles_and_no_absolute_paths_of_ours(finished):
     run, _, _ = finished
     suffixes = {path.suffix for path in run.path.rglob("*") if path.is_file()}
-    assert suffixes <= {".json", ".jsonl", ".safetensors", ".db", ".db-wal", ".db-shm"}
+    assert suffixes <= {".json", ".jsonl", ".safetensors", ".db", ".db-wal", ".db-shm", ".lock"}
     for path in run.path.rglob("*.json"):
         if path.name != "config.json":
             assert str(run.path.parent) not in path.read_text()
@@ -561,7 +561,7 @@ def test_spread_and_neighbours_are_new_and_belong_to_their_spaces(digits, tmp_pa
 
 
 def test_a_disk_that_fills_up_ends_the_run_in_words_and_keeps_what_is_finished(digits, tmp_path, monkeypatch):
-    from nasdistill.search import session as module
+    from nasdistill.search import work as module
 
     saved = []
 

@@ -1,0 +1,309 @@
+"""A run that was cut short anywhere and resumed is the run that was not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from toys_search import tiny, write_digits
+
+from nasdistill.errors import UsageError
+from nasdistill.files import read_json, write_json
+from nasdistill.host import Host
+from nasdistill.search.run import resume_search, run_search
+from nasdistill.store import RunDirectory
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return write_digits(tmp_path_factory.mktemp("data") / "digits.npz")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("NASDISTILL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def configured(digits, **changes):
+    return tiny(digits, training__checkpoint_seconds=0.0, search__strategy_options__full_epochs=3, **changes)
+
+
+def host():
+    return Host.load(third_party=False)
+
+
+class Cut(BaseException):
+    """The process ended here."""
+
+
+def cut_after(monkeypatch, n):
+    """End the process, as far as a test can, at the n-th atomic write."""
+    from nasdistill import files
+
+    real, count = files.os.replace, [0]
+
+    def replace(old, new):
+        count[0] += "run" in Path(new).parts  # the cache's do not count
+        if count[0] == n:
+            raise Cut
+        real(old, new)
+
+    monkeypatch.setattr(files.os, "replace", replace)
+    return count
+
+
+def outcome(result, run):
+    """Return what must be the same: everything but durations and dates."""
+    front = [{k: v for k, v in student.items()} for student in result["front"]]
+    weights = {p.parent.name: read_json(p)["state_sha256"] for p in sorted(run.glob("students/*/provenance.json"))}
+    trials = [
+        {k: o[k] for k in ("number", "state", "reason", "architecture", "proxies", "score", "loss", "epochs", "rungs")}
+        for o in RunDirectory.open(run).outcomes()
+    ]
+    histories = [o.get("history") for o in RunDirectory.open(run).outcomes()]
+    teacher = {k: result["teacher"][k] for k in ("score", "test_score", "latency_ms")}
+    return {
+        "front": front, "weights": weights, "trials": trials, "histories": histories, "teacher": teacher,
+        "proxies": result["proxies"], "counts": result["trials"],
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(digits, tmp_path_factory):
+    """An unbroken run and the number of atomic writes in it."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    patch = pytest.MonkeyPatch()
+    patch.setenv("NASDISTILL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    count = cut_after(patch, -1)
+    result = run_search(configured(digits), run, host=host())
+    patch.undo()
+    found = outcome(result, run)
+    assert found["front"]
+    assert len(found["weights"]) == len(found["front"])
+    return found, count[0]
+
+
+@pytest.mark.parametrize("share", [0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 0.98])
+def test_resumed_equals_unbroken(digits, tmp_path, monkeypatch, whole, share):
+    expected, writes = whole
+    run = tmp_path / "run"
+    cut_after(monkeypatch, round(share * writes))
+    with pytest.raises(Cut):
+        run_search(configured(digits), run, host=host())
+    monkeypatch.undo()
+    monkeypatch.setenv("NASDISTILL_CACHE", str(tmp_path / "cache"))  # not even the teacher's answers are left
+    moved = tmp_path / "moved"
+    shutil.move(run, moved)
+    finished = {o["number"] for o in RunDirectory.open(moved).outcomes() if o["state"] != "running"}
+    steps = []
+    result = resume_search(moved, host=host(), listener=lambda event: steps.append(event))
+    assert outcome(result, moved) == expected
+    redone = {event.trial for event in steps if event.kind == "step"}
+    assert not redone & finished, "nothing that was finished is done again"
+
+
+def broken_off(digits, run, monkeypatch, writes, share=0.8, **changes):
+    """Leave a run that ended somewhere in the middle."""
+    with monkeypatch.context() as patch:
+        cut_after(patch, round(share * writes))
+        with pytest.raises(Cut):
+            run_search(configured(digits, **changes), run, host=host())
+    return RunDirectory.open(run)
+
+
+def trained(run):
+    return [o["number"] for o in run.outcomes() if o["epochs"] > 0]
+
+
+def truncate_outcome(run):
+    path = run.trial(trained(run)[0]) / "outcome.json"
+    path.write_text(path.read_text()[:100])
+
+
+def flip_weights(run):
+    path = next(run.trial(trained(run)[0]).glob("weights-*.safetensors"))
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 0xFF
+    path.write_bytes(data)
+
+
+def truncate_weights(run):
+    path = next(run.trial(trained(run)[0]).glob("weights-*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def remove_weights(run):
+    next(run.trial(trained(run)[0]).glob("weights-*.safetensors")).unlink()
+
+
+def garble_study(run):
+    (run.path / "study.db").write_bytes(b"no database" * 1000)
+
+
+def truncate_study(run):
+    data = (run.path / "study.db").read_bytes()
+    for name in ("study.db-wal", "study.db-shm"):
+        (run.path / name).unlink(missing_ok=True)
+    (run.path / "study.db").write_bytes(data[: len(data) // 2])
+
+
+def remove_study(run):
+    for path in run.path.glob("study.db*"):
+        path.unlink()
+
+
+def tear_events(run):
+    with (run.path / "events.jsonl").open("a") as stream:
+        stream.write('{"event": "tri')
+
+
+DAMAGES = [
+    truncate_outcome, flip_weights, truncate_weights, remove_weights, garble_study, truncate_study, remove_study,
+    tear_events,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_damaged_is_made_again(digits, tmp_path, monkeypatch, whole, damage):
+    expected, writes = whole
+    run = broken_off(digits, tmp_path / "run", monkeypatch, writes)
+    damage(run)
+    result = resume_search(run.path, host=host())
+    found = outcome(result, run.path)
+    if damage in (truncate_study, garble_study, remove_study):
+        # The sampler's history is rebuilt from the records; what was proposed before is not proposed otherwise.
+        assert [t["architecture"] for t in found["trials"]] == [t["architecture"] for t in expected["trials"]]
+    assert found == expected
+
+
+def test_an_interrupt_says_how_to_go_on_and_can_be_resumed(digits, tmp_path, whole):
+    """The first signal ends the search where nothing is half done."""
+    script = textwrap.dedent("""
+        import os, signal, sys
+        sys.path.insert(0, sys.argv[3])
+        from pathlib import Path
+        from test_resume import configured, host
+        from nasdistill.search.run import run_search
+        def listener(event):
+            if event.kind == "epoch" and event.rung == "full":
+                os.kill(os.getpid(), int(sys.argv[4]))
+        try:
+            run_search(configured(Path(sys.argv[1])), Path(sys.argv[2]), host=host(), listener=listener)
+        except KeyboardInterrupt as stop:
+            print(stop, file=sys.stderr)
+            sys.exit(stop.exit_code)
+    """)
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        run = tmp_path / f"run{code}"
+        command = [sys.executable, "-c", script, str(digits), str(run), str(Path(__file__).parent), str(int(number))]
+        ended = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+        assert ended.returncode == code, ended.stderr
+        assert f"nasdistill resume {run}" in ended.stderr
+        assert RunDirectory.open(run).state() == "interrupted"
+    assert outcome(resume_search(run, host=host()), run) == whole[0]
+
+
+def environment():
+    import os
+
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+
+
+def test_a_killed_process_leaves_a_run_that_says_so_and_resumes(digits, tmp_path, whole):
+    script = textwrap.dedent("""
+        import os, signal, sys
+        sys.path.insert(0, sys.argv[3])
+        from pathlib import Path
+        from test_resume import configured, host
+        from nasdistill.search.run import run_search
+        def listener(event):
+            if event.kind == "epoch" and event.rung == "full":
+                os.kill(os.getpid(), signal.SIGKILL)
+        run_search(configured(Path(sys.argv[1])), Path(sys.argv[2]), host=host(), listener=listener)
+    """)
+    run = tmp_path / "run"
+    command = [sys.executable, "-c", script, str(digits), str(run), str(Path(__file__).parent)]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert RunDirectory.open(run).state() == "killed"
+    assert list(run.glob("trials/*/checkpoint-*.safetensors")), "the training's own checkpoint"
+    result = resume_search(run, host=host())
+    assert outcome(result, run) == whole[0]
+    assert not list(run.glob("trials/*/checkpoint-*"))
+    assert RunDirectory.open(run).state() == "finished"
+    messages = []
+    again = resume_search(run, host=host(), listener=lambda event: messages.append(event.text))
+    assert again == result
+    assert any("nothing to go on with" in text for text in messages)
+
+
+def test_two_processes_cannot_work_on_one_run(digits, tmp_path, monkeypatch, whole):
+    run = broken_off(digits, tmp_path / "run", monkeypatch, whole[1])
+    script = "import sys; from pathlib import Path; from nasdistill.search.run import resume_search\n"
+    script += "resume_search(Path(sys.argv[1]))"
+    run.write("status.json", {"state": "running"})
+    command = [sys.executable, "-c", script, str(run.path)]
+    with run.owned():
+        assert run.state() == "running"
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "is being worked on by process" in ended.stderr
+    assert run.state() == "killed"
+
+
+def test_other_axes_versions_data_or_settings_are_refused_with_the_difference(digits, tmp_path, monkeypatch, whole):
+    run = broken_off(digits, tmp_path / "run", monkeypatch, whole[1])
+    before = {p: p.read_bytes() for p in run.path.rglob("*.json") if p.name != "owner.json"}
+    good = read_json(run.path / "frozen.json")
+
+    def refused(change, words):
+        value = json.loads(json.dumps(good))
+        change(value)
+        write_json(run.path / "frozen.json", value)
+        with pytest.raises(UsageError, match=words):
+            resume_search(run.path, host=host())
+        write_json(run.path / "frozen.json", good)
+
+    refused(
+        lambda v: v["axes"]["resnet_s0"].update(width=[8, 24]), r"axis resnet_s0.width: \[8, 24\] then, \[8, 16\] now"
+    )
+    refused(lambda v: v["plugins"].update(spaces="nasdistill 0.0.1"), "plugin spaces: nasdistill 0.0.1 then")
+    refused(lambda v: v["plugins"].update(acme="acme 2.0"), "plugin acme: acme 2.0 then, not used now")
+    config = read_json(run.path / "config.json")
+    write_json(run.path / "config.json", {**config, "search": {**config["search"], "seed": 5}})
+    with pytest.raises(UsageError, match=r"config\.json was edited"):
+        resume_search(run.path, host=host())
+    write_json(run.path / "config.json", config)
+    teacher = read_json(run.path / "teacher.json")
+    write_json(run.path / "teacher.json", {**teacher, "task_fingerprint": "other"})
+    with pytest.raises(UsageError, match="data has changed"):
+        resume_search(run.path, host=host())
+    write_json(run.path / "teacher.json", teacher)
+    assert {p: p.read_bytes() for p in before} == before
+    assert outcome(resume_search(run.path, host=host()), run.path) == whole[0]
+
+
+def test_a_run_of_another_format_or_without_a_configuration_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="not a run directory"):
+        resume_search(tmp_path)
+    write_json(tmp_path / "run.json", {"format": "nasdistill.run", "format_version": 99})
+    with pytest.raises(UsageError, match="run format 99"):
+        resume_search(tmp_path)
+    write_json(tmp_path / "run.json", {"format": "nasdistill.run", "format_version": 1})
+    with pytest.raises(UsageError, match=r"no config\.json"):
+        resume_search(tmp_path)
+
+
+def test_a_time_limit_counts_over_all_processes(digits, tmp_path, monkeypatch, whole):
+    run = broken_off(digits, tmp_path / "run", monkeypatch, whole[1], 0.5, search__timeout=1e6)
+    known = len(list(run.outcomes()))
+    write_json(run.path / "seconds.json", {"short": 2e6})
+    result = resume_search(run.path, host=host())
+    assert result["state"] == "finished"
+    assert len(list(run.outcomes())) == known, "nothing new is proposed"
+    assert result["front"]
