@@ -159,21 +159,17 @@ class Run:
         """Return a student by its id, the start of it, or its trial's number.
 
         Raises:
-            UsageError: there is none, or several; they are named.
+            UsageError: there is none; says why, or what there is.
         """
         text = str(identifier)
-        found = [s for s in self.students if s.id == text or (text.isdigit() and int(s.id[:-7]) == int(text))]
-        found = found or [s for s in self.students if text and s.id.startswith(text)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise UsageError(f"{text!r} fits {', '.join(s.id for s in found)} of {self.path}")
-        if text.isdigit() and int(text) in self._candidates:
-            candidate = self._candidates[int(text)]
-            why = f": {candidate.reason}" if candidate.reason else ""
-            raise UsageError(
-                f"trial {text} of {self.path} was not trained ({candidate.state}{why}), so it has no weights"
-            )
+        number = int(text) if text.isdecimal() else None
+        for student in self.students:
+            if student.id.startswith(text) if number is None and text else int(student.id.partition("-")[0]) == number:
+                return student
+        if number in self._candidates:
+            candidate = self._candidates[number]
+            why = f"{candidate.state}: {candidate.reason}" if candidate.reason else candidate.state
+            raise UsageError(f"trial {number} of {self.path} was not trained ({why}), so it has no weights")
         raise UsageError(
             f"no student {text!r} in {self.path}. {did_you_mean(text, [s.id for s in self.students])}",
             hint=f"nasdistill show {self.path} --trials lists all trials.",

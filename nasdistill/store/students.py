@@ -112,11 +112,7 @@ def read_record(folder: Path) -> StudentRecord:
     Raises:
         UsageError: incomplete, damaged, or its architecture was changed after the weights were trained.
     """
-    try:
-        provenance = read_json(folder / "provenance.json")
-        raw = read_json(folder / "architecture.json")
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{folder} is not a complete saved student: {error}") from None
+    provenance, raw = (_read(folder, name) for name in ("provenance.json", "architecture.json"))
     where = folder / "architecture.json"
     arch = Architecture.from_json(raw, where=str(where))
     if not isinstance(provenance, dict):
@@ -132,6 +128,14 @@ def read_record(folder: Path) -> StudentRecord:
     if not isinstance(options, dict):
         raise UsageError(f"{where}: 'space_options' must be an object")
     return StudentRecord(arch, read_io(raw.get("io"), where=str(where)), options, provenance)
+
+
+def _read(folder: Path, name: str) -> Any:
+    try:
+        return read_json(folder / name)
+    except (OSError, ValueError, RecursionError) as error:
+        problem = error.strerror or "unreadable" if isinstance(error, OSError) else f"not valid JSON ({error})"
+        raise UsageError(f"{folder} is not a complete saved student: {name}: {problem}") from None
 
 
 def read_io(value: Any, *, where: str) -> IOSpec:
