@@ -209,6 +209,7 @@ def _names(points: Sequence[Point], sx: Scale, sy: Scale, box: tuple[float, floa
             (-9, -8, "end"),
             (-9, 15, "end"),
             (0, -11, "middle"),
+            (0, 20, "middle"),
         ):
             start = x + dx - {"start": 0.0, "end": wide, "middle": wide / 2}[anchor]
             area = (start, y + dy - 10, start + wide, y + dy + 3)

@@ -39,7 +39,7 @@ class Scale:
 
 
 def nice_ticks(low: float, high: float, count: int = 6) -> list[float]:
-    """Return multiples of 1, 2 or 5 times a power of ten in ``[low, high]``, at most about `count`.
+    """Return multiples of 1, 2 or 5 times a power of ten in ``[low, high]``, about `count` of them, at least one.
 
     Raises:
         ValueError: not low < high, or not finite.
@@ -48,9 +48,14 @@ def nice_ticks(low: float, high: float, count: int = 6) -> list[float]:
         raise ValueError(f"no ticks between {low} and {high}")
     raw = (high - low) / max(1, count)
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * (1 - 1e-9))
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    digits = max(0, 12 - math.floor(math.log10(step)) - 12) if step < 1 else 0
+    # From coarse to fine, until at least two fit in: one alone does not say how long the axis is.
+    steps = [power * factor for factor in (10, 5, 2, 1, 0.5, 0.2) if power * factor >= raw * 0.199]
+    wide = [step for step in steps if step >= raw * (1 - 1e-9)]
+    for step in [wide[-1], *steps[len(wide) :]]:
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        if last > first:
+            break
+    digits = max(0, -math.floor(math.log10(step)))
     return [round(index * step, digits + 2) + 0.0 for index in range(first, last + 1)]
 
 

@@ -116,6 +116,7 @@ def drawing_style(colours: dict[str, str]) -> str:
         f"svg .kt{{fill:{colours['ink']};stroke:{colours['ink']}}}",
         f"svg .halo{{stroke:{colours['paper']};stroke-width:3px;paint-order:stroke;stroke-linejoin:round}}",
         "svg .pt{stroke-width:1.6}",
+        "svg .eb{fill:none;stroke-width:1.8}",
         f"svg .ot{{fill:{colours['paper']};fill-opacity:.01;stroke-width:1.2;stroke-opacity:.65}}",
         f"svg .ho{{fill:{colours['paper']}}}",
         "svg .li{fill:none;stroke-width:1.8}",
