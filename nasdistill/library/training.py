@@ -106,16 +106,16 @@ def distill_architecture(
         return finished
     with _processes(choose_device(request.config.training.device)) as processes:
         tell = message if processes.first else lambda text: None
+        with processes.one_by_one():  # what the first one trains or converts, the others find in the cache
+            parts = open_parts(components, request.config, message=tell)
+        (space,) = parts.spaces.values()
+        model = _start(request, space, parts, tell).to(parts.device)
         if processes.first and not (out / "distill.json").exists():
             try:
                 write_json(out / "distill.json", described)
             except OSError as error:
                 raise UsageError(f"cannot write to {out}: {error.strerror or error}") from None
         processes.wait()
-        with processes.one_by_one():  # what the first one trains or converts, the others find in the cache
-            parts = open_parts(components, request.config, message=tell)
-        (space,) = parts.spaces.values()
-        model = _start(request, space, parts, tell).to(parts.device)
         outcome = train(
             model,
             parts.task,
