@@ -1,12 +1,20 @@
 """How long a search may still take: the plan's estimate, corrected by what its rungs really take.
 
-A row of the plan is a rung with a number of candidates and their seconds by the pilot. A candidate still to come costs
-the median of the pilot's value and all durations measured on that rung so far, so the pilot decides at first and one
-slow candidate (the one whose training fills the teacher's cache) does not count for all others.
+A row of the plan is a rung with a number of candidates and their seconds by the pilot.
+
+*Cost.* A candidate still to come costs the median of the pilot's value and all durations measured on that rung so far,
+so the pilot decides at first and one slow candidate (the one whose training fills the teacher's cache) does not count
+for all others.
+
+*Number.* A plan says how many candidates a rung gets at most; constraints thin them out. With a share s of proposals
+made when the rung last began, and n candidates in it so far, it gets about n + planned (1 - s) r in all, where
+r = (n + w) / (planned s + w) is how far it is below the plan, drawn towards 1 by w = 0.15 planned. The last rung of a
+strategy also promotes what waited, so it counts as planned; but no rung gets more than the one before it.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,17 +27,25 @@ from nasdistill.search.events import FINAL_LATENCY
 class _Rung:
     planned: int
     pilot: float
+    started: int = 0
+    share: float = 0.0
     pending: int = 0
     durations: list[float] = field(default_factory=list)
 
     @property
     def each(self) -> float:
-        return statistics.median([self.pilot, *self.durations])
+        """Seconds of one candidate to come; 0 while nothing is known, because its pilot failed."""
+        known = [self.pilot, *self.durations] if self.pilot > 0 else self.durations
+        return statistics.median(known) if known else 0.0
 
     @property
-    def open(self) -> int:
-        """Candidates still to come: by the plan, and at least those that the rung has now."""
-        return max(self.planned - len(self.durations), self.pending)
+    def total(self) -> float:
+        """Candidates that the rung gets in all, by the plan and by what it got so far."""
+        if not self.share:
+            return self.planned
+        drawn = 0.15 * self.planned
+        below = (self.started + drawn) / (self.planned * self.share + drawn)
+        return self.started + self.planned * max(0.0, 1 - self.share) * below
 
 
 class TimeLeft:
@@ -48,17 +64,19 @@ class TimeLeft:
         self._timeout: float | None = facts.get("timeout")
         self._start = self._since = now
         self._current = ""
+        self._ended = False
 
     def begin(self, rung: str, total: int, now: float) -> None:
         """A rung starts on `total` candidates."""
         for other in self._rungs.values():
             other.pending = 0
-        if rung == FINAL_LATENCY:
-            for name, other in self._rungs.items():
-                other.planned = other.planned if name == rung else 0  # the strategy has ended, whatever was planned
+        self._ended = rung == FINAL_LATENCY
         self._current, self._since = rung, now
         if rung in self._rungs:
-            self._rungs[rung].pending = total
+            row, first = self._rungs[rung], next(iter(self._rungs.values()))
+            row.pending = total
+            row.started += total
+            row.share = first.started / max(1, first.planned)
 
     def step(self, rung: str, now: float) -> None:
         """One candidate of a rung is done."""
@@ -69,16 +87,32 @@ class TimeLeft:
         self._since = now
 
     def seconds(self, now: float) -> float | None:
-        """Return the seconds left, never negative; None where nothing is known."""
-        if not any(row.each > 0 for row in self._rungs.values()):
+        """Return the seconds left, never negative; None while a rung to come has neither pilot nor durations."""
+        to_come = self._to_come()
+        if not to_come or any(count > 0 and self._rungs[name].each <= 0 for name, count in to_come.items()):
             return None
-        left = {name: row.open * row.each for name, row in self._rungs.items()}
+        left = {name: count * self._rungs[name].each for name, count in to_come.items()}
         if self._current in left:
             row = self._rungs[self._current]
             # Of the candidate at work, what it has had already; it may well take longer than the others.
-            left[self._current] -= min(now - self._since, row.each) if row.open else 0.0
+            left[self._current] -= min(now - self._since, row.each, left[self._current])
         *proposing, promoted, final = [0.0, 0.0, *left.values()]
         if self._timeout is not None:
             # The time limit ends the proposing; the last promotion and the final timing come after it.
             proposing = [min(sum(proposing), max(0.0, self._timeout - (now - self._start)))]
         return sum(proposing) + promoted + final
+
+    def _to_come(self) -> dict[str, float]:
+        """Return how many candidates each rung still gets, at least those that it has now."""
+        found: dict[str, float] = {}
+        most = math.inf
+        names = list(self._rungs)
+        for name, row in self._rungs.items():
+            if name == FINAL_LATENCY:
+                found[name] = 1.0
+                continue
+            last = name == names[0] or names[names.index(name) + 1 :] in ([], [FINAL_LATENCY])
+            most = min(most, row.planned if last else row.total)
+            expected = 0.0 if self._ended else most - len(row.durations)
+            found[name] = max(expected, row.pending, 0.0)
+        return found

@@ -100,10 +100,32 @@ def test_time_left_follows_what_the_rungs_take_and_is_never_negative(clock):
     left.step("short", 40.0)
     left.begin("full", 3, 40.0)
     assert left.seconds(40.0) == pytest.approx(3 * 80 + 20), "more than planned are promoted"
+    assert left.seconds(60.0) == pytest.approx(3 * 80)
     left.step("full", 120.0)
     left.begin(FINAL_LATENCY, 0, 120.0)
     assert left.seconds(120.0) == pytest.approx(20), "the strategy has ended early"
     assert left.seconds(1e6) == 0.0
+
+
+def test_rungs_that_get_fewer_than_planned_are_expected_to_go_on_so():
+    rows = [
+        {"rung": "proxies", "candidates": 40, "seconds": 40.0},
+        {"rung": "short", "candidates": 20, "seconds": 20.0},
+        {"rung": "full", "candidates": 20, "seconds": 20.0},
+    ]
+    left = TimeLeft({"rungs": rows, "timeout": None}, 0.0)
+    now, estimates = 0.0, []
+    for _ in range(4):  # rounds of ten proposals, one of which gets through, where five were planned
+        for rung, total in (("proxies", 10), ("short", 1), ("full", 1)):
+            left.begin(rung, total, now)
+            for _ in range(total):
+                now += 1.0
+                left.step(rung, now)
+        estimates.append(left.seconds(now))
+    # 30 proposals of a second each, and about half as many of the others as the plan says.
+    assert estimates[0] == pytest.approx(30 + 2 * 20 * 0.75 * (1 + 3) / (5 + 3))
+    assert estimates[0] > estimates[1] > estimates[2] > estimates[3]
+    assert estimates[3] == pytest.approx(0.0), "no proposal is left"
 
 
 def test_a_time_limit_bounds_what_comes_before_the_last_promotion():
@@ -111,6 +133,14 @@ def test_a_time_limit_bounds_what_comes_before_the_last_promotion():
     assert left.seconds(0.0) == 60 + 80 + 20
     assert left.seconds(50.0) == 10 + 80 + 20
     assert left.seconds(500.0) == 80 + 20
+
+
+def test_a_rung_whose_pilot_failed_is_unknown_until_one_candidate_is_through():
+    left = TimeLeft({"rungs": [{**ROWS[0], "seconds": 0.0}, ROWS[2]], "timeout": None}, 0.0)
+    assert left.seconds(0.0) is None
+    left.begin("short", 4, 0.0)
+    left.step("short", 7.0)
+    assert left.seconds(7.0) == 3 * 7 + 20
 
 
 def test_without_a_plan_nothing_is_said_about_the_time_left(clock):
