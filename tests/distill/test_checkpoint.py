@@ -198,5 +198,7 @@ def test_tied_weights(tmp_path):
 def test_checkpoints_can_be_spaced_out(tmp_path):
     path, seen = tmp_path / "training.safetensors", []
     for seconds in (1e6, 0.0):
-        run(made(Perceptron), checkpoint=path, checkpoint_seconds=seconds, on_epoch=lambda _: seen.append(path.exists()))
+        run(
+            made(Perceptron), checkpoint=path, checkpoint_seconds=seconds, on_epoch=lambda _: seen.append(path.exists())
+        )
     assert seen == [False] * 4 + [True] * 4
