@@ -160,13 +160,14 @@ def without_preset_cut(
 
     Args:
         values: the preset with the command line's values.
-        args: the parsed options; a strategy option given with ``--set`` is the user's own and stays.
+        args: the parsed options; a cut given with ``--set`` is the user's own and stays.
         base: the preset.
         config: the validated form of `values`.
     """
     search = values.get("search", {})
     options = dict(search.get("strategy_options", {}))
-    own = any(item.strip().startswith("search.strategy_options") for item in args.set)
+    keys = {item.partition("=")[0].strip() for item in args.set}
+    own = bool(keys & {"search.strategy_options", f"search.strategy_options.{_CUT}"})
     changed = [
         what
         for what, differs in (

@@ -174,6 +174,9 @@ def test_a_presets_latency_cut_holds_for_the_preset_only():
     # What the user sets is the user's.
     assert cut("--teacher", "timm:a", "--set", "search.strategy_options.max_latency_ratio=0.3") == (0.3, [])
     assert cut("--teacher", "timm:a", "--strategy", "random") == (None, [])
+    value, notes = cut("--teacher", "timm:a", "--set", "search.strategy_options.full_epochs=9")
+    assert value is None, "another option that the user sets says nothing about the cut"
+    assert len(notes) == 1
 
 
 PRESET = """
