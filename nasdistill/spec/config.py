@@ -148,7 +148,7 @@ class SearchConfig(Table):
     seed: int = Field(0, ge=0, description="Root of all randomness.")
     baselines: bool = Field(
         True,
-        description="At the end, also measure and distil the teacher cut to its first blocks, to compare the front with.",
+        description="Measure and distil the teacher cut to its first blocks too, to compare the front with.",
     )
 
 
