@@ -61,16 +61,20 @@ def run_data(**changes: Any) -> dict[str, Any]:
         outcome(4, "failed", None, 9.0, reason="nan_loss: the loss is nan at step 7"),
     ]
     events = [{"event": "started", "time": 100.0}]
-    events += [{"event": "trial", "number": o["number"], "state": o["state"], "time": 101.0 + o["number"]} for o in outcomes]
+    events += [
+        {"event": "trial", "number": o["number"], "state": o["state"], "time": 101.0 + o["number"]} for o in outcomes
+    ]
     quality = {"spearman": 0.5, "spearman_interval": [0.1, 0.8], "kendall": 0.4, "kendall_interval": [0.0, 0.7],
                "n": 5, "rung": "short", "top3_regret": 0.01}  # fmt: skip
     return {
-        "run": "runs/toy", "name": "toy", "state": "finished", "written": 200.0, "status": {}, "config": {}, "environment": {},
+        "run": "runs/toy", "name": "toy", "state": "finished", "written": 200.0, "status": {}, "config": {},
+        "environment": {},
         "metric": {"name": "accuracy", "higher_is_better": True, "unit": "share"}, "gaps": [], "reasons": [],
         "teacher": {"name": "toy:teacher", "score": 0.98, "test_score": 0.97, "latency_ms": {TARGET: brief(4.0)},
                     "params": 90_000, "macs": 10**6},
         "front": front, "outcomes": outcomes, "events": events, "baselines": [], "graphs": {}, "axes": {}, "disk": {},
         "teacher_record": {}, "final": {}, "seconds": {"short": 4.0, "full": 9.0},
         "trials": {"complete": 3, "pruned": 1, "failed": 1, "running": 0, "repeated": 0},
-        "proxies": {"params": {**quality, "spearman": 0.7}, "macs": quality, "nwot": {**quality, "spearman": 0.2}}, **changes,
+        "proxies": {"params": {**quality, "spearman": 0.7}, "macs": quality, "nwot": {**quality, "spearman": 0.2}},
+        **changes,
     }  # fmt: skip

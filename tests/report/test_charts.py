@@ -110,7 +110,9 @@ def test_points_lie_where_their_values_say():
 def test_errors_are_shown_as_what_is_left_to_100():
     points = [Point(1, 50.0), Point(2, 1.0)]
     svg = parsed(scatter(points, [Series("s")], Axis("x"), Axis("accuracy", log=True, flipped=True), title="t"))
-    at = {m.get("data-y"): float(re.findall(r"[\d.]+", m.get("transform", ""))[1]) for m in svg.iter() if m.get("data-y")}
+    at = {
+        m.get("data-y"): float(re.findall(r"[\d.]+", m.get("transform", ""))[1]) for m in svg.iter() if m.get("data-y")
+    }
     assert at["1"] < at["50"], "the smaller error is higher up"
     texts = [e.text for e in svg.iter() if e.tag.endswith("text")]
     assert "99" in texts
@@ -136,11 +138,11 @@ def test_names_do_not_cover_each_other():
 def test_all_drawings_are_documents_at_any_size(n):
     series = [Series(f"<series> & {i}", i) for i in range(7)]
     points = [Point(0.001 * (i + 1), 100 - i * 0.1, i % 7, name="x" * 40, strong=i < 20, tip="<b>") for i in range(n)]
-    drawn = [
-        scatter(points, series, Axis("x"), Axis("y"), title="<t>", size=size) for size in ((880, 440), (366, 380))
-    ]
+    drawn = [scatter(points, series, Axis("x"), Axis("y"), title="<t>", size=size) for size in ((880, 440), (366, 380))]
     drawn.append(scatter(points, series, Axis("x"), Axis("y"), title="t", standalone=True, heading="h & h"))
-    drawn.append(lines([Line(series[i % 7], [(j, j * i) for j in range(n)]) for i in range(3)], Axis("e"), Axis("l"), title="t"))
+    drawn.append(
+        lines([Line(series[i % 7], [(j, j * i) for j in range(n)]) for i in range(3)], Axis("e"), Axis("l"), title="t")
+    )
     drawn.append(bars([Bar("n" * i, float(i), "s") for i in range(n)], title="t"))
     drawn.append(bars([Bar("n", 0.0, "s")] * min(n, 3), title="t", stacked=True))
     drawn.append(spans([Span("n", 0.1, -0.2, 0.3)] * n, title="t", axis="a"))
