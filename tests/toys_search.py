@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from sklearn.datasets import load_digits
 
+from nasdistill.files import read_json
 from nasdistill.spec.config import RunConfig, parse_config
+from nasdistill.store import RunDirectory
 
 
 def write_digits(path: Path, n: int = 200) -> Path:
@@ -46,3 +48,24 @@ def tiny(data: Path, **changes: Any) -> RunConfig:
             table = table.setdefault(parent, {})
         table[leaf] = value
     return parse_config(values, where="test")
+
+
+def resumable(data: Path, **changes: Any) -> RunConfig:
+    """Return a configuration whose trainings write a checkpoint after every epoch."""
+    return tiny(data, training__checkpoint_seconds=0.0, search__strategy_options__full_epochs=3, **changes)
+
+
+def outcome(result: dict[str, Any], run: Path) -> dict[str, Any]:
+    """Return what a repeated run must share: everything but durations and dates."""
+    front = [{k: v for k, v in student.items()} for student in result["front"]]
+    weights = {p.parent.name: read_json(p)["state_sha256"] for p in sorted(run.glob("students/*/provenance.json"))}
+    trials = [
+        {k: o[k] for k in ("number", "state", "reason", "architecture", "proxies", "score", "loss", "epochs", "rungs")}
+        for o in RunDirectory.open(run).outcomes()
+    ]
+    histories = [o.get("history") for o in RunDirectory.open(run).outcomes()]
+    teacher = {k: result["teacher"][k] for k in ("score", "test_score", "latency_ms")}
+    return {
+        "front": front, "weights": weights, "trials": trials, "histories": histories, "teacher": teacher,
+        "proxies": result["proxies"], "counts": result["trials"],
+    }  # fmt: skip

@@ -77,6 +77,10 @@ class SearchSession(Protocol):
         """How many may still be proposed (0 when the time is up)."""
 
     @property
+    def parallel(self) -> int:
+        """How many candidates are worked on at the same time: what a strategy without rounds asks for at a time."""
+
+    @property
     def primary_target(self) -> str:
         """The target whose latency is the second objective."""
 

@@ -129,6 +129,11 @@ class Session:
         return max(self._recorded, default=-1) + 1
 
     @property
+    def parallel(self) -> int:
+        """How many candidates are worked on at the same time."""
+        return max(1, self.parts.config.workers.count)
+
+    @property
     def primary_target(self) -> str:
         """The target whose latency is the second objective."""
         return next(iter(self.meters))

@@ -181,7 +181,7 @@ class _Slot:
         elif seconds > timeout:
             reason = f"no answer within {timeout:g} s"
         elif (used := self._memory()) > memory_gb:
-            reason = f"used {used:.1f} GiB, more than its limit of {memory_gb:.1f} GiB"
+            reason = f"used {used:.2f} GiB, more than its limit of {memory_gb:.2f} GiB"
         else:
             return None
         self.kill()
@@ -207,9 +207,9 @@ def _death(error: BaseException) -> str:
     """Return how a worker process ended, from the pool's own account."""
     found = re.search(r"\{(.+)\}", str(error))
     if found is None:
-        return f"worker process lost: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return f"process lost: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     how = found.group(1)
-    return f"worker process killed by {how}" if how.startswith("SIG") else f"worker process ended: {how}"
+    return f"process killed by {how}" if how.startswith("SIG") else f"process ended by itself: {how}"
 
 
 # ---- in the worker process ------------------------------------------------------------------------------------------
@@ -218,8 +218,15 @@ _benches: dict[Path, Workbench] = {}
 
 
 def _settle(orders: Orders) -> None:
-    """Leave Ctrl-C to the parent, and do not outlive it."""
+    """Leave Ctrl-C to the parent, do not outlive it, and write what is said into a log instead of on its terminal."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    log = orders.run / "logs"
+    log.mkdir(exist_ok=True)
+    descriptor = os.open(log / f"worker-{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    os.close(descriptor)
 
     def watch() -> None:
         while os.getppid() == orders.parent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -24,10 +25,9 @@ class Exhaustive(Strategy):
 
     def run(self, session: SearchSession) -> None:
         """Measure and distil all architectures."""
-        for architecture in session.enumerate():
-            if session.remaining <= 0:
-                break
-            alive = session.measure(session.score(session.check(session.propose([architecture]))))
+        architectures = session.enumerate()
+        while session.remaining > 0 and (batch := list(islice(architectures, 4 * session.parallel))):
+            alive = session.measure(session.score(session.check(session.propose(batch))))
             session.complete(session.distill(alive, self.options.epochs, "full"))
 
     def plan(self, trials: int) -> list[dict[str, Any]]:

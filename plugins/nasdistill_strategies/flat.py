@@ -31,10 +31,10 @@ class Flat(Strategy):
     options: FlatOptions
 
     def run(self, session: SearchSession) -> None:
-        """Spend the budget, one proposal after the other."""
+        """Spend the budget, as many proposals at a time as are worked on at a time."""
         trained = 0
         while session.remaining > 0 and (self.options.students is None or trained < self.options.students):
-            asked = session.ask(1)
+            asked = session.ask(session.parallel)
             alive = session.measure(session.score(session.check(asked)))
             slow = [c for c in alive if session.latency_ratio(c) > self.options.max_latency_ratio]
             session.prune(slow, f"slower than {self.options.max_latency_ratio:g} times the teacher (max_latency_ratio)")

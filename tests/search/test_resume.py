@@ -11,7 +11,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from toys_search import tiny, write_digits
+from toys_search import outcome, resumable, write_digits
 
 from nasdistill.errors import UsageError
 from nasdistill.files import read_json, write_json
@@ -28,10 +28,6 @@ def digits(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("NASDISTILL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
-def configured(digits, **changes):
-    return tiny(digits, training__checkpoint_seconds=0.0, search__strategy_options__full_epochs=3, **changes)
 
 
 def host():
@@ -58,22 +54,6 @@ def cut_after(monkeypatch, n):
     return count
 
 
-def outcome(result, run):
-    """Return what must be the same: everything but durations and dates."""
-    front = [{k: v for k, v in student.items()} for student in result["front"]]
-    weights = {p.parent.name: read_json(p)["state_sha256"] for p in sorted(run.glob("students/*/provenance.json"))}
-    trials = [
-        {k: o[k] for k in ("number", "state", "reason", "architecture", "proxies", "score", "loss", "epochs", "rungs")}
-        for o in RunDirectory.open(run).outcomes()
-    ]
-    histories = [o.get("history") for o in RunDirectory.open(run).outcomes()]
-    teacher = {k: result["teacher"][k] for k in ("score", "test_score", "latency_ms")}
-    return {
-        "front": front, "weights": weights, "trials": trials, "histories": histories, "teacher": teacher,
-        "proxies": result["proxies"], "counts": result["trials"],
-    }  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def whole(digits, tmp_path_factory):
     """An unbroken run and the number of atomic writes in it."""
@@ -81,7 +61,7 @@ def whole(digits, tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setenv("NASDISTILL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     count = cut_after(patch, -1)
-    result = run_search(configured(digits), run, host=host())
+    result = run_search(resumable(digits), run, host=host())
     patch.undo()
     found = outcome(result, run)
     assert found["front"]
@@ -95,7 +75,7 @@ def test_resumed_equals_unbroken(digits, tmp_path, monkeypatch, whole, share):
     run = tmp_path / "run"
     cut_after(monkeypatch, round(share * writes))
     with pytest.raises(Cut):
-        run_search(configured(digits), run, host=host())
+        run_search(resumable(digits), run, host=host())
     monkeypatch.undo()
     monkeypatch.setenv("NASDISTILL_CACHE", str(tmp_path / "cache"))  # not even the teacher's answers are left
     moved = tmp_path / "moved"
@@ -113,7 +93,7 @@ def broken_off(digits, run, monkeypatch, writes, share=0.8, **changes):
     with monkeypatch.context() as patch:
         cut_after(patch, round(share * writes))
         with pytest.raises(Cut):
-            run_search(configured(digits, **changes), run, host=host())
+            run_search(resumable(digits, **changes), run, host=host())
     return RunDirectory.open(run)
 
 
@@ -188,13 +168,14 @@ def test_an_interrupt_says_how_to_go_on_and_can_be_resumed(digits, tmp_path, who
         import os, signal, sys
         sys.path.insert(0, sys.argv[3])
         from pathlib import Path
-        from test_resume import configured, host
+        from test_resume import host
+        from toys_search import resumable
         from nasdistill.search.run import run_search
         def listener(event):
             if event.kind == "epoch" and event.rung == "full":
                 os.kill(os.getpid(), int(sys.argv[4]))
         try:
-            run_search(configured(Path(sys.argv[1])), Path(sys.argv[2]), host=host(), listener=listener)
+            run_search(resumable(Path(sys.argv[1])), Path(sys.argv[2]), host=host(), listener=listener)
         except KeyboardInterrupt as stop:
             print(stop, file=sys.stderr)
             sys.exit(stop.exit_code)
@@ -220,12 +201,13 @@ def test_a_killed_process_leaves_a_run_that_says_so_and_resumes(digits, tmp_path
         import os, signal, sys
         sys.path.insert(0, sys.argv[3])
         from pathlib import Path
-        from test_resume import configured, host
+        from test_resume import host
+        from toys_search import resumable
         from nasdistill.search.run import run_search
         def listener(event):
             if event.kind == "epoch" and event.rung == "full":
                 os.kill(os.getpid(), signal.SIGKILL)
-        run_search(configured(Path(sys.argv[1])), Path(sys.argv[2]), host=host(), listener=listener)
+        run_search(resumable(Path(sys.argv[1])), Path(sys.argv[2]), host=host(), listener=listener)
     """)
     run = tmp_path / "run"
     command = [sys.executable, "-c", script, str(digits), str(run), str(Path(__file__).parent)]
