@@ -73,11 +73,21 @@ class Section:
 
 
 class ReportSection(Component, ABC):
-    """Adds a section to the report; a pure function of the run's recorded data."""
+    """Adds a section to the report; a pure function of the run's recorded data.
+
+    `nasdistill.report.charts`, `nasdistill.report.markup` and `nasdistill.report.svg` have drawings, tables and escaping
+    that fit the page. The page forbids every request and every script but its own. A section that raises is replaced by
+    a line that says so.
+    """
 
     @abstractmethod
     def render(self, run: Mapping[str, Any]) -> Section | None:
-        """Return the section for a run's result object, or None when there is nothing to say."""
+        """Return the section, or None when there is nothing to say.
+
+        Args:
+            run: the run's result object with further keys, see :func:`nasdistill.report.collect.collect`. The run may
+                be running or killed: what is not known is empty or None.
+        """
 
 
 class SamplerFactory(Component, ABC):

@@ -16,7 +16,13 @@
     tip.style.left = Math.max(4, Math.min(x + 12, innerWidth - box.width - 4)) + "px";
     tip.style.top = (y + 16 + box.height > innerHeight ? Math.max(4, y - box.height - 10) : y + 16) + "px";
   };
-  const hide = () => { tip.hidden = true; };
+  let held = null; // the point with the focus: its words follow it where the page is scrolled to show it
+  const hide = () => { tip.hidden = true; held = null; };
+  const point = (mark) => {
+    const box = mark.getBoundingClientRect();
+    held = mark;
+    show(mark, box.left + box.width / 2, box.bottom - 8);
+  };
   all("svg .pt, svg.graph g").forEach((mark) => {
     const title = mark.querySelector(":scope > title");
     if (!title) return;
@@ -24,14 +30,11 @@
     title.remove(); // or the browser would show it a second time
     mark.addEventListener("pointermove", (event) => show(mark, event.clientX, event.clientY));
     mark.addEventListener("pointerleave", hide);
-    mark.addEventListener("focus", () => {
-      const box = mark.getBoundingClientRect();
-      show(mark, box.left + box.width / 2, box.bottom - 8);
-    });
+    mark.addEventListener("focus", () => point(mark));
     mark.addEventListener("blur", hide);
   });
   addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
-  addEventListener("scroll", hide, { passive: true });
+  addEventListener("scroll", () => { if (held) point(held); else hide(); }, { passive: true });
 
   // Sorting: by number where a cell has one, else by its text; what has neither goes last.
   all("table.sortable").forEach((table) => {

@@ -99,8 +99,8 @@ def test_it_is_complete_without_scripts(browser, page_file):
 def test_points_tell_about_themselves_on_focus_and_on_hover(browser, page_file):
     page, said, _ = opened(browser, page_file, viewport={"width": 1280, "height": 800})
     point = page.locator("svg.plot:visible .fo").nth(3)
-    point.evaluate("p => p.scrollIntoView({block: 'center', behavior: 'instant'})")
-    point.focus()
+    point.focus()  # scrolls there, smoothly
+    page.wait_for_timeout(600)
     tip = page.locator("#tip")
     assert tip.is_visible()
     assert tip.inner_text() == point.get_attribute("aria-label")
