@@ -87,9 +87,9 @@ def find_architecture(text: str, host: Host) -> tuple[Architecture, dict[str, An
     from nasdistill.library import find_student
     from nasdistill.spec.architecture import read_json as read_source
 
-    run_or_text = text.rpartition(":")[0]
-    in_folder = Path(text).is_dir() or (run_or_text != "" and Path(run_or_text).is_dir())
-    if not in_folder:
+    is_json = text.lstrip().startswith(("{", "["))
+    run_or_text = "" if is_json else text.rpartition(":")[0]
+    if is_json or not (Path(text).is_dir() or (run_or_text and Path(run_or_text).is_dir())):
         value, where = read_source(text)
         options = value.get("space_options") if isinstance(value, dict) else None
         named = {value["space"]: options} if options and "space" in value else None

@@ -32,6 +32,8 @@ class Run:
         path: the folder.
     """
 
+    path: Path
+
     def __init__(self, directory: RunDirectory, *, host: Host | None = None) -> None:
         self.path = directory.path
         self._directory = directory

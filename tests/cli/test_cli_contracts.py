@@ -33,6 +33,10 @@ COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
+ELSEWHERE = ("export RUN_OR_STUDENT DIR --to FORMAT", "distill ARCH --epochs N --out DIR")
+"""Headings of commands that need a student, with a test in tests/library."""
+
+
 def documented(heading: str) -> dict[str, str]:
     """Key -> what the page says of its value."""
     text = PAGE.read_text(encoding="utf-8")
@@ -53,7 +57,7 @@ def entries(value: Any) -> list[dict[str, Any]]:
 def test_every_command_of_the_page_is_tried():
     headings = re.findall(r"^## `nasdistill (.*?) --json`$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     # The result object of a search has a test beside the search.
-    assert headings == ["search --json`, `nasdistill show RUN", *COMMANDS]
+    assert headings == ["search --json`, `nasdistill show RUN", *COMMANDS, *ELSEWHERE]
 
 
 @pytest.mark.parametrize("heading", COMMANDS)

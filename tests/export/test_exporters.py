@@ -56,6 +56,7 @@ torch.set_num_threads(1)
 for folder in sys.argv[1:]:
     model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)
     assert not model.training
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in (*model.parameters(), *model.buffers()))
     images = load_file(folder + "/../images.safetensors")["images"]
     with torch.no_grad():
         logits = model(pixel_values=images).logits

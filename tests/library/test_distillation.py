@@ -231,8 +231,8 @@ def test_accelerate_launches_two_processes(host, data, tmp_path):
     words = [
         sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
         "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(port),
-        "-m", "nasdistill", "distill", "arch.json", "--teacher", "timm:test_resnet", "--data", str(data), "--epochs", "2", "--out", "out",
-        "--json",
+        "-m", "nasdistill", "distill", "arch.json", "--teacher", "timm:test_resnet", "--data", str(data),
+        "--epochs", "2", "--out", "out", "--json",
     ]  # fmt: skip
     done = subprocess.run(
         words, capture_output=True, text=True, cwd=tmp_path, timeout=120,
