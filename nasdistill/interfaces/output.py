@@ -75,7 +75,7 @@ class Section:
 class ReportSection(Component, ABC):
     """Adds a section to the report; a pure function of the run's recorded data.
 
-    `nasdistill.report.charts`, `nasdistill.report.markup` and `nasdistill.report.svg` have drawings, tables and escaping
+    `nasdistill.report.charts`, `.markup` and `.svg` have drawings, tables and escaping
     that fit the page. The page forbids every request and every script but its own. A section that raises is replaced by
     a line that says so.
     """

@@ -53,7 +53,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Banner:
-    """The state of a run: ``finished``, ``running``, ``interrupted`` or ``failed``, and a sentence."""
+    """The state of a run: ``finished``, ``running``, ``interrupted``, ``killed`` or ``failed``, and a sentence."""
 
     kind: str
     text: str
@@ -98,9 +98,12 @@ def banner_of(run: Mapping[str, Any]) -> Banner:
         took = f" after {duration(max(times) - min(times))}" if len(times) > 1 else ""
         return Banner("finished", f"Finished{took}.")
     if state == "running":
-        return Banner("running", f"Running, or killed: what is known so far.{last}")
-    if state in ("interrupted", "failed"):
-        return Banner(state, f"{state.capitalize()}{because}. Finished trials are kept.{last}")
+        return Banner("running", f"Running: what is known so far.{last}")
+    if state in ("interrupted", "failed", "killed"):
+        more = ": no process is at it any more" if state == "killed" else because
+        return Banner(
+            state, f"{state.capitalize()}{more}. Finished trials are kept; nasdistill resume goes on with them.{last}"
+        )
     return Banner("running", f"The state of this run is not known.{last}")
 
 

@@ -33,8 +33,13 @@ COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
-ELSEWHERE = ("export RUN_OR_STUDENT DIR --to FORMAT", "distill ARCH --epochs N --out DIR")
-"""Headings of commands that need a student, with a test in tests/library."""
+ELSEWHERE = (
+    "report RUN",
+    "compare RUN RUN_OR_STUDENT ...",
+    "export RUN_OR_STUDENT DIR --to FORMAT",
+    "distill ARCH --epochs N --out DIR",
+)
+"""Headings of commands that need a run or a student, with a test in tests/report and tests/library."""
 
 
 def documented(heading: str) -> dict[str, str]:

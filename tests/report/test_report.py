@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
@@ -229,7 +230,7 @@ def test_an_empty_run_is_a_page_that_says_what_is_missing(tmp_path):
     assert all(s["problem"] is None for s in report.sections)
 
 
-@pytest.mark.parametrize("state", ["running", "interrupted", "failed", "finished"])
+@pytest.mark.parametrize("state", ["running", "interrupted", "killed", "failed", "finished"])
 def test_the_state_stands_at_the_top(state):
     data = run_data(state=state, status={"state": state, "reason": "the disk is <full>"})
     banner = banner_of(data)
@@ -417,7 +418,7 @@ def test_a_killed_or_damaged_run_still_gives_a_report(finished, host, tmp_path):
     shutil.rmtree(copy / "students")
     report = write_report(RunDirectory.open(copy), host)
     page = check(report.path.read_text(encoding="utf-8"))
-    assert "Running, or killed" in page.text
+    assert "Killed: no process is at it any more" in page.text
     assert "Test scores are not known yet" in page.text
     (copy / "teacher.json").write_text("[1, 2")
     report = write_report(RunDirectory.open(copy), host)
@@ -541,6 +542,25 @@ def test_what_cannot_be_compared_is_refused_in_words(finished, host, tmp_path):
         with pytest.raises(UsageError, match=words):
             gather(paths, host)
     assert main(["compare", str(finished.path)]) == 2
+
+
+@pytest.mark.parametrize("heading", ["report RUN", "compare RUN RUN_OR_STUDENT ..."])
+def test_the_keys_are_the_documented_ones(finished, second, capsys, heading):
+    """What docs/contracts.md says of ``--json`` is what the commands print: the same keys, neither more nor fewer."""
+    text = (Path(__file__).parents[2] / "docs" / "contracts.md").read_text(encoding="utf-8")
+    [page] = re.findall(rf"^## `nasdistill {re.escape(heading)} --json`\n(.*?)(?=^## )", text, re.DOTALL | re.MULTILINE)
+    rows = re.findall(r"^\| (`.*?) \| (.*) \|$", page, re.MULTILINE)
+    told = {key: says for keys, says in rows for key in re.findall(r"`([^`]+)`", keys)}
+    assert (
+        main([heading.split()[0], str(finished.path), *([str(second)] if "compare" in heading else []), "--json"]) == 0
+    )
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == set(told)
+    for key in ("protocol", "runs", "networks", "sections"):
+        entry = found.get(key)
+        for item in entry if isinstance(entry, list) else [entry] if entry else []:
+            fields = set(re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)|\{[^}]*\}", "", told[key])))
+            assert fields == set(item), key
 
 
 def test_helpers_of_the_toys_are_consistent():

@@ -98,12 +98,15 @@ def hypervolume_steps(run: Mapping[str, Any], field: Field) -> list[dict[str, An
     """
     events = run.get("events", [])
     started = next((e["time"] for e in events if e.get("event") == "started" and "time" in e), None)
-    ended = [event for event in events if event.get("event") == "trial"]
+    # A run that was resumed may tell a trial's end a second time.
+    ended: dict[int, Mapping[str, Any]] = {}
+    for event in events:
+        if event.get("event") == "trial" and "number" in event:
+            ended.setdefault(event["number"], event)
     front: list[int] = []
     steps: list[dict[str, Any]] = []
-    for position, event in enumerate(ended, start=1):
-        number = event.get("number")
-        if number not in field.points or number in front:
+    for position, (number, event) in enumerate(ended.items(), start=1):
+        if number not in field.points:
             continue
         front.append(number)
         front = [front[i] for i in non_dominated([field.points[n] for n in front])]
