@@ -90,7 +90,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         # Whoever was interrupted may have said what is kept.
         _complain("; ".join(["interrupted", *map(str, stop.args)]), debug=debug)
-        return 130
+        return getattr(stop, "exit_code", 130)  # 143 after SIGTERM
     except BrokenPipeError:
         # The reader of our output is gone (`| head`). Python would complain once more when it flushes at exit.
         with contextlib.suppress(OSError, ValueError):

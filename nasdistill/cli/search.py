@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nasdistill.host import Host
+    from nasdistill.search.events import Listener
     from nasdistill.spec.config import RunConfig
 
 
@@ -32,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-latency-ms", type=float, metavar="X", help="limit on the first target")
     parser.add_argument("--max-params", type=int, metavar="N", help="limit on parameters")
     parser.add_argument("--max-macs", type=int, metavar="N", help="limit on multiply-accumulates")
+    parser.add_argument("--workers", type=int, metavar="W", help="isolated processes to work in (default 0: none)")
     parser.add_argument("--no-teacher-cache", action="store_true", help="run the teacher again for every student")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any key, such as training.lr=1e-3 (TOML value)"
@@ -57,23 +62,44 @@ def run(args: argparse.Namespace) -> int:
         config = parse_config(values, where=f"{where} with the command line's options")
 
     from nasdistill.cli.common import load_host
+    from nasdistill.search.run import run_search
+    from nasdistill.store import RunDirectory
+
+    out = args.out if args.out is not None else RunDirectory.next_free(Path("runs") / name)
+    host = load_host(args, disable=config.plugins.disable)
+    return watch(
+        lambda listener: run_search(config, out, host=host, listener=listener, config_text=text, notes=notes),
+        out,
+        host,
+        as_json=args.json,
+    )
+
+
+def watch(search: Callable[[Listener], dict[str, Any]], out: Path, host: Host, *, as_json: bool) -> int:
+    """Run a search or go on with one, show what happens, then its front, and write the report.
+
+    Args:
+        search: given a listener, does the work and returns the result object.
+        out: the run's folder.
+        host: where report sections come from.
+        as_json: print the result object instead of the table.
+
+    Raises:
+        NasdistillError: the search ended without a student.
+    """
     from nasdistill.cli.output import is_quiet, print_json
     from nasdistill.cli.progress import Display
     from nasdistill.cli.report import report_after
     from nasdistill.errors import NasdistillError
     from nasdistill.search.events import silent
     from nasdistill.search.reasons import nothing_finished
-    from nasdistill.search.run import run_search
-    from nasdistill.store import RunDirectory
 
-    out = args.out if args.out is not None else RunDirectory.next_free(Path("runs") / name)
-    host = load_host(args, disable=config.plugins.disable)
     if is_quiet():
-        result = run_search(config, out, host=host, listener=silent, config_text=text, notes=notes)
+        result = search(silent)
     else:
         with Display() as display:
-            result = run_search(config, out, host=host, listener=display, config_text=text, notes=notes)
-    if args.json:
+            result = search(display)
+    if as_json:
         print_json(result)
     else:
         print_front(result)
@@ -137,6 +163,7 @@ def override(values: dict[str, Any], args: argparse.Namespace, base: RunConfig) 
         ("max_latency_ms", "constraints.max_latency_ms"),
         ("max_params", "constraints.max_params"),
         ("max_macs", "constraints.max_macs"),
+        ("workers", "workers.count"),
     ):
         if getattr(args, flag) is not None:
             put(path, getattr(args, flag))

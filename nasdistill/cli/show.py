@@ -33,8 +33,8 @@ def run(args: argparse.Namespace) -> int:
         header = ["trial", "state", "rung", "space", "score", "params", "why"]
         print_table(header, [_trial_row(outcome) for outcome in directory.outcomes()], right=_NUMBERS)
     print_front(result)
-    # A killed process cannot say that it ended.
-    print(f"State: {'running, or killed' if result['state'] == 'running' else result['state']}.")
+    goes_on = f"; nasdistill resume {args.run} goes on" if result["state"] not in ("running", "finished") else ""
+    print(f"State: {result['state']}{goes_on}.")
     if not result["front"] and result["state"] != "running":
         message, hint = nothing_finished(result)
         print(f"{message[0].upper()}{message[1:]}.\n  {hint}")

@@ -13,6 +13,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "nasdistill.cli.search:run",
         "search students for a teacher: propose, filter, distil, measure, keep the Pareto front",
     ),
+    "resume": ("nasdistill.cli.resume:run", "go on with a run that was interrupted or killed"),
     "show": ("nasdistill.cli.show:run", "show a run: its front, its trials, what each proxy was worth"),
     "report": ("nasdistill.cli.report:run", "write a run's report: one HTML file that needs nothing else"),
     "compare": ("nasdistill.cli.compare:run", "compare runs and saved students under one protocol"),

@@ -31,7 +31,6 @@ def build_result(run: RunDirectory) -> dict[str, Any]:
     """
     config = run.read("config.json") or {}
     teacher = run.read("teacher.json") or {}
-    status = run.read("status.json") or {"state": "running"}
     final = run.read("final.json") or {}
     outcomes = list(run.outcomes())
     candidates = [candidate_from_json(value) for value in outcomes if "repeats" not in value]
@@ -39,7 +38,7 @@ def build_result(run: RunDirectory) -> dict[str, Any]:
     latencies = _latencies(teacher.get("targets", {}), primary)
     return {
         "run": str(run.path),
-        "state": status["state"],
+        "state": run.state(),
         "teacher": {
             "name": config.get("teacher", {}).get("name"),
             "score": teacher.get("score"),

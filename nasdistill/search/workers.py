@@ -108,6 +108,8 @@ class Workers:
         waiting = deque(jobs)
         # One process measures all latencies: they are told in the scale of one calibration, on an idle machine.
         slots = self._slots[:1] if any(job.kind == "latency" for job in jobs) else self._slots
+        for slot in slots[: len(jobs)]:
+            slot.open()
         try:
             while waiting or any(slot.job for slot in slots):
                 if should_stop():
@@ -146,23 +148,29 @@ class _Slot:
         self.job: Job | None = None
         self.future: Future[Any] | None = None
         self._executor: Any = None
+        self._ready: Any = None
         self._since = 0.0
 
-    def start(self, job: Job) -> None:
-        """Put a job on the worker, starting the process where it is not up.
-
-        Raises:
-            NasdistillError: the process cannot open the run.
-        """
+    def open(self) -> None:
+        """Start the process, where it is not up; it opens the run while others do the same."""
         from loky import ProcessPoolExecutor
 
         if self._executor is None:
             self._executor = ProcessPoolExecutor(1, timeout=None, initializer=_settle, initargs=(self.orders,))
-            try:
-                self.pid = self._executor.submit(_ready, self.orders).result(timeout=600)
-            except Exception as error:
-                self.kill()
-                raise NasdistillError(f"worker process {self.number} cannot open the run: {error}") from error
+            self._ready = self._executor.submit(_ready, self.orders)
+
+    def start(self, job: Job) -> None:
+        """Put a job on the worker.
+
+        Raises:
+            NasdistillError: the process cannot open the run.
+        """
+        self.open()
+        try:
+            self.pid = self._ready.result(timeout=600)
+        except Exception as error:
+            self.kill()
+            raise NasdistillError(f"worker process {self.number} cannot open the run: {error}") from error
         self.job, self._since = job, time.monotonic()
         self.future = self._executor.submit(_work, self.orders, job)
 
@@ -200,7 +208,7 @@ class _Slot:
         """End the process; the next job starts a new one."""
         if self._executor is not None:
             self._executor.shutdown(wait=True, kill_workers=True)
-        self._executor = self.job = self.future = self.pid = None
+        self._executor = self._ready = self.job = self.future = self.pid = None
 
 
 def _death(error: BaseException) -> str:
