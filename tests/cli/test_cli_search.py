@@ -57,7 +57,9 @@ def test_an_interrupt_is_130_and_show_says_so(cli_here, config: Path, monkeypatc
     monkeypatch.setattr(Display, "__call__", interrupt)
     done = cli_here("search", str(config), "--out", "run")
     assert done.returncode == 130
-    assert done.stderr == "interrupted; finished trials are kept: nasdistill show run\n"
+    assert done.stderr == (
+        "interrupted; finished trials are kept: nasdistill show run; nasdistill resume run goes on\n"
+    ), "one line"
     assert "State: interrupted." in cli_here("show", "run").stdout
 
 
