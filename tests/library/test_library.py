@@ -95,6 +95,7 @@ def test_every_trained_trial_loads_with_the_weights_of_its_last_rung(finished):
     path, _ = finished
     for student in nasdistill.load_run(path).students:
         saved = load_file(weights_file(path, student))
+        assert student._source.weights_sha256 is not None
         model = student.model()
         assert not model.training
         assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())
