@@ -131,27 +131,19 @@ def override(values: dict[str, Any], args: argparse.Namespace, base: RunConfig) 
         args: the parsed options.
         base: the validated form of `values`.
     """
-    values = {**values}
+    from nasdistill.cli.common import parse_setting, put
 
-    def put(path: str, value: Any) -> None:
-        table = values
-        *parents, leaf = path.split(".")
-        for parent in parents:
-            inner = table.get(parent)
-            table[parent] = dict(inner) if isinstance(inner, dict) else {}
-            table = table[parent]
-        table[leaf] = value
+    values = {**values}
 
     # Options belong to the component that the file names; another one starts from its own defaults.
     if args.strategy not in (None, base.search.strategy):
-        put("search.strategy_options", {})
+        put(values, "search.strategy_options", {})
     if args.sampler not in (None, base.search.sampler):
-        put("search.sampler_options", {})
+        put(values, "search.sampler_options", {})
     if args.teacher not in (None, base.teacher.name):
-        put("teacher.options", {})
+        put(values, "teacher.options", {})
     for item in args.set:
-        key, _, raw = item.partition("=")
-        put(key.strip(), _toml_value(raw, item))
+        put(values, *parse_setting(item))
     for flag, path in (
         ("trials", "search.trials"),
         ("timeout", "search.timeout"),
@@ -166,9 +158,9 @@ def override(values: dict[str, Any], args: argparse.Namespace, base: RunConfig) 
         ("workers", "workers.count"),
     ):
         if getattr(args, flag) is not None:
-            put(path, getattr(args, flag))
+            put(values, path, getattr(args, flag))
     if args.no_teacher_cache:
-        put("training.teacher_cache", False)
+        put(values, "training.teacher_cache", False)
     for flag in ("space", "target", "proxy"):
         names = getattr(args, flag)
         if names:
@@ -211,20 +203,6 @@ def without_preset_cut(
     value = options.pop(_CUT)
     note = f"the preset's {_CUT} = {value:g} is left out: the command line asks for {' and '.join(changed)}"
     return {**values, "search": {**search, "strategy_options": options}}, [note]
-
-
-def _toml_value(raw: str, item: str) -> Any:
-    """Read the right-hand side of ``--set``: a TOML value, or a bare word taken as text."""
-    import tomllib
-
-    from nasdistill.errors import UsageError
-
-    if "=" not in item:
-        raise UsageError(f"--set {item!r}: write KEY=VALUE, such as training.lr=1e-3")
-    try:
-        return tomllib.loads(f"value = {raw}")["value"]
-    except (ValueError, RecursionError):  # no TOML, or a number of thousands of digits
-        return raw
 
 
 def closing_lines(result: dict[str, Any]) -> list[str]:
