@@ -25,7 +25,8 @@ def run(args: argparse.Namespace) -> int:
     from nasdistill.cli.common import load_host
     from nasdistill.cli.output import info, print_json, print_table
     from nasdistill.errors import UsageError
-    from nasdistill.report.compare import compare, comparison_table
+    from nasdistill.report.compare import compare
+    from nasdistill.report.sections.comparison import comparison_table
     from nasdistill.report.write import write_comparison
 
     if len(args.paths) < 2:

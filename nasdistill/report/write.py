@@ -83,7 +83,7 @@ def write_comparison(result: Mapping[str, Any], folder: Path) -> Path:
     Raises:
         UsageError: the folder cannot be written to.
     """
-    from nasdistill.report.compare import comparison_section
+    from nasdistill.report.sections.comparison import comparison_section
 
     section = comparison_section(dict(result))
     part = Part("comparison", section.title, Markup(section.html))

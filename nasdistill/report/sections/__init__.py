@@ -14,11 +14,12 @@ from nasdistill.interfaces import Section
 from nasdistill.report.sections.architectures import architectures
 from nasdistill.report.sections.baselines import baselines
 from nasdistill.report.sections.course import costs, curves, progress
-from nasdistill.report.sections.front import front, headline, students
+from nasdistill.report.sections.front import front, headline
 from nasdistill.report.sections.importance import importance
 from nasdistill.report.sections.outcomes import outcomes
 from nasdistill.report.sections.proxies import proxies
 from nasdistill.report.sections.reproduce import reproduce
+from nasdistill.report.sections.students import students
 
 SECTIONS: tuple[tuple[str, Callable[[Mapping[str, Any]], Section | None]], ...] = (
     ("headline", headline),
