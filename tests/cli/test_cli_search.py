@@ -60,7 +60,7 @@ def test_an_interrupt_is_130_and_show_says_so(cli_here, config: Path, monkeypatc
     assert done.stderr == (
         "interrupted; finished trials are kept: nasdistill show run; nasdistill resume run goes on\n"
     ), "one line"
-    assert "State: interrupted." in cli_here("show", "run").stdout
+    assert "State: interrupted;" in cli_here("show", "run").stdout
 
 
 def test_an_interrupt_before_the_first_trial_leaves_nothing_and_says_so(cli_here, tmp_path, config: Path, monkeypatch):
