@@ -1,8 +1,8 @@
 """The teacher cut to its first blocks: what a front is worth is seen beside the simplest student there is.
 
 The blocks that follow each other in a model of one width (a transformer's layers) can be left out without any other
-change. Two depths are evaluated with the teacher's own weights; the smaller one is also distilled, as long as the
-longest-trained student of the front and in the same way. Whatever goes wrong here is written down and ends nothing.
+change. A few depths are evaluated with the teacher's own weights; on request one of them is also distilled, as long as
+the longest-trained student of the front and in the same way. Whatever goes wrong here is written down and ends nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FILE = "baselines.json"
 
 
 def record_baselines(run: RunDirectory, session: Session, listener: Listener, budget: Budget) -> None:
-    """Measure, evaluate and distil the truncated teacher, and write ``baselines.json``; done once.
+    """Measure and evaluate the truncated teacher, distil it where asked to, and write ``baselines.json``; done once.
 
     Args:
         run: where it is written.
@@ -44,7 +44,7 @@ def record_baselines(run: RunDirectory, session: Session, listener: Listener, bu
         StopSearch: the user asked to stop; nothing is written, and a resumed run does it again.
     """
     front = session.front()
-    if not session.parts.config.search.baselines or not front or run.read(FILE) is not None:
+    if session.parts.config.search.baselines == "none" or not front or run.read(FILE) is not None:
         return
     start = time.monotonic()
     try:
@@ -61,8 +61,8 @@ def record_baselines(run: RunDirectory, session: Session, listener: Listener, bu
 
 
 def depths(layers: int) -> list[int]:
-    """Return how many blocks the cut teachers keep: about a third and two thirds, fewest first."""
-    return sorted({math.ceil(layers / 3), math.ceil(2 * layers / 3)} - {layers}) if layers > 1 else []
+    """Return how many blocks the cut teachers keep: one, about a third and about two thirds, fewest first."""
+    return sorted({1, math.ceil(layers / 3), math.ceil(2 * layers / 3)} - {layers}) if layers > 1 else []
 
 
 def truncated(model: nn.Module, layers: int, keep: int) -> nn.Module | None:
@@ -105,7 +105,7 @@ def _baselines(session: Session, listener: Listener, budget: Budget, epochs: int
             "macs": count_macs(model, session.parts.task.example(1)), "targets": _time(session, model, budget),
         }  # fmt: skip
         found.append({"name": name, **facts, **_scores(session, model), "epochs": 0})
-        if keep == min(models):
+        if parts.config.search.baselines == "distilled" and keep == math.ceil(layers / 3):
             found.append({"name": f"{name}, distilled", **facts, **_distilled(session, model, layers, keep, epochs)})
     return found
 

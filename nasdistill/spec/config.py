@@ -146,9 +146,10 @@ class SearchConfig(Table):
     trials: int = Field(32, ge=1, description="Architectures to propose.")
     timeout: float | None = Field(None, gt=0, description="Seconds after which nothing new is proposed.")
     seed: int = Field(0, ge=0, description="Root of all randomness.")
-    baselines: bool = Field(
-        True,
-        description="Measure and distil the teacher cut to its first blocks too, to compare the front with.",
+    baselines: Literal["none", "measured", "distilled"] = Field(
+        "measured",
+        description="What to compare the front with: nothing, the teacher cut to its first blocks as it is, or one of "
+        "these distilled too.",
     )
 
 

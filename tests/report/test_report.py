@@ -376,7 +376,8 @@ def digits(tmp_path_factory):
 def finished(digits, tmp_path_factory):
     """A run with a teacher made of blocks, so that it has the truncated teacher too."""
     out = tmp_path_factory.mktemp("run") / "run"
-    run_search(tiny(digits, teacher={"name": "torch:report_toys:blocks"}), out, host=Host.load(third_party=False))
+    config = tiny(digits, teacher={"name": "torch:report_toys:blocks"}, search__baselines="distilled")
+    run_search(config, out, host=Host.load(third_party=False))
     return RunDirectory.open(out)
 
 
@@ -450,8 +451,8 @@ def test_a_report_that_fails_does_not_fail_the_search(finished, host, capsys, mo
 
 
 def test_depths_are_about_a_third_and_two_thirds():
-    assert depths(12) == [4, 8]
-    assert depths(6) == [2, 4]
+    assert depths(12) == [1, 4, 8]
+    assert depths(6) == [1, 2, 4]
     assert depths(2) == [1]
     assert depths(1) == []
     assert depths(0) == []
