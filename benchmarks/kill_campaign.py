@@ -2,7 +2,7 @@
 
 Target: the simulator, whose numbers repeat, so that a resumed run must have the same front, weights included. Every
 search is a process of its own that gets SIGKILL at a moment drawn evenly over the time that an unbroken one takes from
-its first trial on. With ``--workers 2`` nothing that was finished may be lost; the front must be the same there too.
+its first step on. With ``--workers 2`` nothing that was finished may be lost; the front must be the same there too.
 """
 
 from __future__ import annotations
@@ -72,14 +72,14 @@ def start(mode: str, run: Path, workers: int) -> subprocess.Popen[str]:
 
 
 def watch(process: subprocess.Popen[str], delay: float | None) -> tuple[list[list[Any]], float]:
-    """Read a child's events; kill it `delay` seconds after its first trial. Return the events and that time span."""
+    """Read a child's events; kill it `delay` seconds after its first step. Return the events and that time span."""
     assert process.stdout is not None
     events: list[list[Any]] = []
     begin = None
     killer = None
     for line in process.stdout:
         events.append(json.loads(line))
-        if begin is None and events[-1][0] == "rung":
+        if begin is None and events[-1][0] == "step":
             begin = time.perf_counter()
             if delay is not None:
                 import threading
