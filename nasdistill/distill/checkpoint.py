@@ -8,6 +8,7 @@ draws from a generator seeded by (seed, epoch), and a checkpoint is only written
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,13 @@ def save_checkpoint(
     flat = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     header = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "facts": canonical_json(dict(facts))}
     with atomic_path(path) as temporary:
-        save_file(flat, temporary, metadata=header)
+        try:
+            save_file(flat, temporary, metadata=header)
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), str(error)) from error  # so that a full disk is known for what it is
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
