@@ -181,5 +181,5 @@ def _keep(model: nn.Module, stem: Path, record: dict[str, Any], label: str, say:
             save_file(model.state_dict(), temporary)
         record["weights"] = file_hash(weights)
         write_json(stem.with_suffix(".json"), record)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter on a full disk
         say(f"warning: {label} cannot be kept in {stem.parent} ({one_line(error)}); the next run trains it again")
