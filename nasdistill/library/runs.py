@@ -140,19 +140,20 @@ class Run:
         if not pool:
             raise UsageError(f"no student of {self.path} has been trained yet")
         chosen = self._target(target, pool)
-        limits: list[tuple[str, float | None, Callable[[Student], float | None]]] = [
-            (f"{max_latency_ms} ms on {chosen}", max_latency_ms, lambda s: _upper(s, chosen)),
-            (f"{max_params} parameters", max_params, lambda s: s.params),
-            (f"{max_macs} multiply-accumulates", max_macs, lambda s: s.macs),
+        upper = "upper end of a latency's interval (which is what the limit is compared with)"
+        limits: list[tuple[str, str, float | None, Callable[[Student], float | None]]] = [
+            (f"{max_latency_ms} ms on {chosen}", upper, max_latency_ms, lambda s: _upper(s, chosen)),
+            (f"{max_params} parameters", "figure", max_params, lambda s: s.params),
+            (f"{max_macs} multiply-accumulates", "figure", max_macs, lambda s: s.macs),
         ]
-        for name, limit, figure in limits:
+        for name, what, limit, figure in limits:
             if limit is None:
                 continue
             known = [(value, s) for s in pool if (value := figure(s)) is not None]
             pool = [s for value, s in known if value <= limit]
             if not pool:
                 value, least = min(known, key=lambda pair: pair[0], default=(None, None))
-                hint = None if least is None else f"The smallest figure is {value:,.4g}, of student {least.id}."
+                hint = None if least is None else f"The smallest {what} is {value:,.4g}, of student {least.id}."
                 raise UsageError(f"no student of {self.path} is within {name}", hint=hint)
         sign = 1 if self._higher else -1
         return max(pool, key=lambda s: (sign * (s.score or 0.0), -(_upper(s, chosen) or float("inf"))))

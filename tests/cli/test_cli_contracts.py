@@ -62,7 +62,7 @@ def entries(value: Any) -> list[dict[str, Any]]:
 def test_every_command_of_the_page_is_tried():
     headings = re.findall(r"^## `nasdistill (.*?) --json`$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     # The result object of a search has a test beside the search.
-    assert headings == ["search --json`, `nasdistill show RUN", *COMMANDS, *ELSEWHERE]
+    assert headings == ["search --json`, `nasdistill show RUN", "resume RUN", *COMMANDS, *ELSEWHERE]
 
 
 @pytest.mark.parametrize("heading", COMMANDS)
