@@ -62,8 +62,12 @@ def run(args: argparse.Namespace) -> int:
         judged = "" if report.evaluation is None else f", validation {report.evaluation.score:.4f}"
         info(f"epoch {report.epoch + 1} of {args.epochs}: loss {loss:.4f}{judged}, {report.seconds:.1f} s")
 
+    name = student_name(args.arch, host) if args.init is None else None
+    first = int(os.environ.get("RANK", "0")) == 0  # of several processes one speaks
+    if name is not None and first and not (args.out / "distill.json").exists():
+        info(f"fresh weights; --init {name} goes on from the student's own")
     result = distill_architecture(request, args.out, host=host, message=info, on_epoch=on_epoch)
-    if int(os.environ.get("RANK", "0")) > 0:  # of several processes the first one answers
+    if not first:
         return 0
     if args.json:
         print_json(result)
@@ -102,6 +106,19 @@ def find_architecture(text: str, host: Host) -> tuple[Architecture, dict[str, An
     run = next((path for path in (folder, folder.parent.parent) if (path / "run.json").is_file()), None)
     base = {} if run is None else read_json(run / "config.json")
     return student.architecture, space.options.model_dump(mode="json"), base if isinstance(base, dict) else {}
+
+
+def student_name(text: str, host: Host) -> str | None:
+    """Return what `--init` takes for the student that ARCH names; None where ARCH is a bare architecture."""
+    from nasdistill.library import find_student
+
+    if text.lstrip().startswith(("{", "[")):
+        return None
+    folder = Path(text)
+    if (folder / "run.json").is_file():  # its best
+        return f"{text}:{find_student(text, host=host).id}"
+    run = text.rpartition(":")[0]
+    return text if folder.is_dir() or (run and (Path(run) / "run.json").is_file()) else None
 
 
 def configuration(args: argparse.Namespace, base: dict[str, Any]) -> tuple[dict[str, Any], str]:

@@ -29,8 +29,19 @@ def export_student(
 ) -> dict[str, Any]:
     """Write a student; see :meth:`nasdistill.library.Student.export`."""
     exporter: Exporter = host.create(Kind.EXPORTER, to, options)
+    given = folder
+    try:
+        folder = folder.resolve()
+        working = folder == Path.cwd()
+    except (OSError, RuntimeError) as error:  # links in a circle
+        raise UsageError(f"{given} is no place for a folder: {one_line(error)}", hint="Choose another one.") from None
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} exists and is not an empty folder; nothing was written", hint="Choose another one.")
+        raise UsageError(f"{given} exists and is not an empty folder; nothing was written", hint="Choose another one.")
+    if working:  # whoever is in it would be left in a folder that is gone
+        raise UsageError(
+            f"{given} is the working directory, and an export takes the place of its folder; nothing was written",
+            hint="Name a folder in it, or call this from elsewhere.",
+        )
     space = student.space()
     model = student.model()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +74,7 @@ def export_student(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return {"folder": str(folder), **record}
+    return {"folder": str(given), **record}
 
 
 def example_inputs(io: IOSpec) -> tuple[Tensor, ...]:

@@ -156,6 +156,7 @@ def test_the_command_reads_an_architecture_file_a_configuration_and_options(comm
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["student"] == "out"
+    assert "fresh weights" not in done.stderr  # an architecture has no others
     assert result["teacher"]["name"] == "timm:test_resnet"
     assert {"validation", "test", "epochs", "params", "history", "metric"} <= set(result)
     assert "epoch 1 of 2: loss" in done.stderr
@@ -185,6 +186,12 @@ def test_the_command_reads_an_architecture_file_a_configuration_and_options(comm
     assert done.returncode == 0, done.stderr
     assert "accuracy" in done.stdout
     assert "started from student" in done.stderr
+    assert "fresh weights" not in done.stderr
+    done = command("distill", "out", *more[4:-1], "fresh")
+    assert done.returncode == 0, done.stderr
+    assert "fresh weights; --init out goes on from the student's own\n" in done.stderr
+    assert "started from student" not in done.stderr
+    assert "fresh weights" not in command("distill", "out", *more[4:-1], "fresh").stderr  # finished
     done = command("export", "more", "onnx-folder", "--to", "onnx", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["parity"]["max_rel"] < 1e-4

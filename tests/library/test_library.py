@@ -386,6 +386,19 @@ def test_build_takes_an_architecture_in_every_form(finished, tmp_path):
         nasdistill.build(tmp_path / "none.json")
 
 
+def test_the_student_that_init_would_go_on_from(finished, host):
+    """What `distill` names where it starts with fresh weights."""
+    from nasdistill.cli.distill import student_name
+
+    run, best = finished[0], nasdistill.load_run(finished[0]).best()
+    assert student_name(str(run), host) == f"{run}:{best.id}"
+    assert student_name(f"{run}:{best.id}", host) == f"{run}:{best.id}"
+    folder = str(run / "students" / best.id)
+    assert student_name(folder, host) == folder
+    assert student_name(str(run / "trials" / best.id[:4] / "architecture.json"), host) is None
+    assert student_name(json.dumps(best.architecture.to_json()), host) is None
+
+
 # ---- exporting ------------------------------------------------------------------------------------------------------
 
 
@@ -414,6 +427,28 @@ def test_an_export_is_whole_or_not_there(finished, tmp_path, monkeypatch):
     with pytest.raises(UnknownComponentError, match="hf"):
         student.export("hff", tmp_path / "none")
     assert student.export("torch", tmp_path / "empty")["files"]
+    # A link to an empty folder stays one; the working directory would be replaced under whoever is in it.
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "link").symlink_to("linked")
+    assert student.export("torch", tmp_path / "link")["folder"] == str(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert nasdistill.load_student(tmp_path / "linked").id == student.id
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for here in (".", tmp_path / "here"):
+        with pytest.raises(UsageError, match="is the working directory"):
+            student.export("torch", here)
+    assert Path.cwd().exists()
+    assert not any(Path.cwd().iterdir())
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nowhere").symlink_to("absent")
+    assert student.export("torch", tmp_path / "nowhere")["files"]
+    assert (tmp_path / "absent" / "model.safetensors").is_file()
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UsageError, match="loop"):
+        student.export("torch", tmp_path / "loop")
+    for name in ("link", "nowhere", "loop"):
+        (tmp_path / name).unlink()
 
     class Breaks(Exporter):
         def export(self, request):
@@ -424,7 +459,7 @@ def test_an_export_is_whole_or_not_there(finished, tmp_path, monkeypatch):
     fresh = nasdistill.load_run(finished[0]).best()
     with pytest.raises(TrialFailure, match="exporters:torch failed: ValueError: no room"):
         fresh.export("torch", tmp_path / "broken")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "full"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["absent", "empty", "full", "here", "linked"]
 
 
 def test_importing_the_package_imports_neither_torch_nor_plugins():
