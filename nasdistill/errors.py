@@ -7,6 +7,7 @@ traceback and exits with :attr:`NasdistillError.exit_code`.
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable
 from typing import ClassVar
@@ -84,6 +85,25 @@ class TrialFailure(NasdistillError):
     def __init__(self, reason: str, message: str, *, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.reason = reason
+
+
+_FATAL_ERRNO = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT})
+
+
+def is_fatal(error: BaseException | None) -> bool:
+    """Return whether an error, or what caused it, is the machine's: no space, read-only file system, quota exceeded.
+
+    Nothing more can be written then, so whoever records results has to end; no candidate is to blame. Libraries that
+    wrap the system's error are known by its text.
+    """
+    seen = 0
+    while error is not None and seen < 10:
+        if isinstance(error, OSError) and error.errno in _FATAL_ERRNO:
+            return True
+        if "No space left on device" in str(error) or "database or disk is full" in str(error):
+            return True
+        error, seen = error.__cause__ or error.__context__, seen + 1
+    return False
 
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")

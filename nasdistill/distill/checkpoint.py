@@ -7,6 +7,7 @@ draws from a generator seeded by (seed, epoch), and a checkpoint is only written
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -45,7 +46,12 @@ def save_checkpoint(
         tensors |= {f"optimizer/{index}/{key}": value for key, value in state.items() if isinstance(value, Tensor)}
     # Cloned, because safetensors refuses tensors that share memory (tied weights, views).
     flat = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    header = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "facts": canonical_json(dict(facts))}
+    header = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "facts": canonical_json(dict(facts)),
+        "sha256": _digest(flat),
+    }
     with atomic_path(path) as temporary:
         try:
             save_file(flat, temporary, metadata=header)
@@ -63,9 +69,21 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | No
             header = file.metadata() or {}
             if header.get("format") != FORMAT or header.get("format_version") != str(FORMAT_VERSION):
                 return None
-            return {key: file.get_tensor(key) for key in file.keys()}, json.loads(header["facts"])  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            if header["sha256"] != _digest(tensors):
+                return None
+            return tensors, json.loads(header["facts"])
     except (OSError, SafetensorError, ValueError, KeyError):
         return None
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return a hash of names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def restore(tensors: Mapping[str, Tensor], modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:

@@ -440,7 +440,9 @@ class _Means:
         self._samples += samples
 
     def values(self) -> dict[str, float]:
-        return {name: float(value) / self._samples for name, value in self._sums.items()}
+        """Return the means; a term that is not finite is left out (its weight was 0, or the total says so too)."""
+        means = {name: float(value) / self._samples for name, value in self._sums.items()}
+        return {name: mean for name, mean in means.items() if name == "total" or math.isfinite(mean)}
 
 
 def _nan(label: str, step: int) -> TrialFailure:

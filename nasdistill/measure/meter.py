@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nasdistill.errors import NasdistillError, TargetUnavailableError, TrialFailure, one_line
+from nasdistill.errors import NasdistillError, TargetUnavailableError, TrialFailure, is_fatal, one_line
 from nasdistill.interfaces.target import Prepared, PrepareRequest, Target
 from nasdistill.measure.counting import evaluation_copy
 from nasdistill.measure.environment import environment, fingerprint
@@ -251,6 +251,8 @@ class Meter:
         except NasdistillError:
             raise
         except Exception as error:
+            if is_fatal(error):
+                raise  # a full disk says nothing about the network
             raise TrialFailure("prepare_failed", f"{name} on {self.target.id}: {one_line(error)}") from error
         try:
             prepared.info["max_rel_error"] = self._check(prepared, expected, name)

@@ -266,7 +266,8 @@ def consensus(rows: Mapping[_Key, Mapping[str, float | None]]) -> dict[_Key, flo
     Raises:
         ValueError: the rows name different proxies.
     """
-    names = list(next(iter(rows.values()), {}))
+    # Sums of floats depend on their order, and ties on the sums' last bits: always the same order, whatever the rows'.
+    names = sorted(next(iter(rows.values()), {}))
     for key, row in rows.items():
         if set(row) != set(names):
             raise ValueError(f"candidate {key!r} has scores of {sorted(row)}, others of {sorted(names)}")

@@ -16,13 +16,13 @@ from typing import Any
 from torch import nn
 
 from nasdistill.distill import evaluate, train
-from nasdistill.errors import NasdistillError, one_line
+from nasdistill.errors import NasdistillError, is_fatal, one_line
 from nasdistill.interfaces import Prepared
 from nasdistill.measure import count_macs
 from nasdistill.search.events import Event, Listener
 from nasdistill.search.parts import parameter_count
 from nasdistill.search.session import TEACHER, Session
-from nasdistill.search.work import FATAL_ERRNO, StopSearch
+from nasdistill.search.work import StopSearch
 from nasdistill.seeds import derive_seed
 from nasdistill.spec.measurement import Budget
 from nasdistill.store import RunDirectory
@@ -52,8 +52,8 @@ def record_baselines(run: RunDirectory, session: Session, listener: Listener, bu
     except (StopSearch, KeyboardInterrupt):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in FATAL_ERRNO:
-            raise
+        if is_fatal(error):
+            raise OSError(one_line(error)) from error
         listener(Event("message", f"no baselines: {one_line(error)}"))
         found = []
     run.write(FILE, {"baselines": found})

@@ -16,7 +16,7 @@ import optuna
 import torch
 
 from nasdistill.distill import evaluate
-from nasdistill.errors import NasdistillError, UsageError
+from nasdistill.errors import NasdistillError, UsageError, is_fatal, one_line
 from nasdistill.host import Host
 from nasdistill.interfaces import Candidate
 from nasdistill.measure import count_macs, environment
@@ -95,6 +95,10 @@ def run_search(
                 run.path.mkdir(exist_ok=True)
             if isinstance(error, KeyboardInterrupt):
                 raise KeyboardInterrupt("nothing was tried yet, so nothing is kept of the run") from None
+            if is_fatal(error):
+                raise NasdistillError(
+                    f"cannot write the run to {out}: {one_line(error)}", hint="Make room, or choose another --out."
+                ) from error
             raise
         return _search(run, session, listener, stopper, notes)
 
@@ -136,9 +140,14 @@ def resume_search(
         check_frozen(run, config, components)
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(config.training.threads)
-        parts = _set_up(run, components, config, listener)
         stopper = Stopper(lambda text: listener(Event("message", text)))
-        session = _open_session(run, parts, listener, stack, stopper)
+        try:
+            parts = _set_up(run, components, config, listener)
+            session = _open_session(run, parts, listener, stack, stopper)
+        except Exception as error:
+            if is_fatal(error):
+                raise _cannot_write(run, error) from error
+            raise
         return _search(run, session, listener, stopper)
 
 
@@ -266,16 +275,22 @@ def _search(
         raise Interrupted(kept, number) from (stop if isinstance(stop, Interrupted) else None)
     except (OSError, optuna.exceptions.StorageInternalError) as error:
         _end(run, "failed", f"{type(error).__name__}: {error}")
-        raise NasdistillError(
-            f"the run in {run.path} cannot be written any further: {error}",
-            hint=f"Make room, then: nasdistill resume {run.path}. Until then its {kept.split(';')[0]}.",
-        ) from error
+        raise _cannot_write(run, error) from error
     except BaseException as error:
         _end(run, "failed", f"{type(error).__name__}: {error}")
+        if is_fatal(error):
+            raise _cannot_write(run, error) from error
         raise
     result = write_result(run)
     listener(Event("done", f"front of {len(result['front'])} students in {run.path}"))
     return result
+
+
+def _cannot_write(run: RunDirectory, error: BaseException) -> NasdistillError:
+    return NasdistillError(
+        f"the run in {run.path} cannot be written any further: {one_line(error)}",
+        hint=f"Make room, then: nasdistill resume {run.path}. Finished trials are kept: nasdistill show {run.path}.",
+    )
 
 
 def _end(run: RunDirectory, state: str, reason: str) -> None:

@@ -23,6 +23,7 @@ import torch
 from optuna.trial import TrialState
 from torch import nn
 
+from nasdistill.errors import UsageError, is_fatal
 from nasdistill.files import file_hash
 from nasdistill.interfaces import Candidate, Evaluation, Prepared, SearchSpace
 from nasdistill.measure import Meter
@@ -30,7 +31,7 @@ from nasdistill.search.events import FINAL_LATENCY, Event, Listener
 from nasdistill.search.pareto import non_dominated, rank_order
 from nasdistill.search.parts import Parts
 from nasdistill.search.study import Proposals
-from nasdistill.search.work import FATAL_ERRNO, Job, Outcome, StopSearch, Workbench, epoch_line, failure_text
+from nasdistill.search.work import Job, Outcome, StopSearch, Workbench, epoch_line, failure_text
 from nasdistill.search.workers import Crew, Here
 from nasdistill.seeds import derive_seed
 from nasdistill.spec.architecture import Architecture
@@ -99,8 +100,10 @@ class Session:
         """Take in what an earlier process recorded, before the strategy runs; return the number of trials."""
         self._recorded = {value["number"]: value for value in self.run.outcomes()}
         self._pending = {number: list(value.get("journal", {})) for number, value in self._recorded.items()}
-        self.seconds = dict(self.run.read("seconds.json") or {})
-        self.spent_before = sum(self.seconds.values())
+        with contextlib.suppress(UsageError):  # what rungs cost is worth no resumed run
+            self.seconds = dict(self.run.read("seconds.json") or {})
+        with contextlib.suppress(UsageError):
+            self.spent_before = float((self.run.read("clock.json") or {}).get("seconds", 0.0))
         facts = self.run.read("teacher.json") or {}
         self.teacher_reports = {
             name: TargetReport.from_json(value) for name, value in facts.get("search_targets", {}).items()
@@ -408,6 +411,10 @@ class Session:
         jobs = [
             Job(kind, rung, c.number, self.arch(c), c.epochs, self._weights(c, c.epochs), epochs, budget) for c in todo
         ]
+        if kind == "distill" and self.parallel > 1:
+            # The longest first: a large one that comes last would keep one worker busy and the others waiting.
+            macs = {c.number: c.cost.macs if c.cost else 0 for c in todo}
+            jobs.sort(key=lambda job: -macs[job.number])
         self.listener(Event("rung", f"{rung}: {len(todo)} candidates", rung, total=len(todo)))
 
         def progress(job: Job, epoch: int, terms: Mapping[str, float]) -> None:
@@ -424,8 +431,8 @@ class Session:
 
     def _take(self, candidate: Candidate, job: Job, key: str, outcome: Outcome) -> None:
         """Record what came of a job and let the candidate know."""
-        if outcome.errno is not None:
-            raise OSError(outcome.errno, outcome.failure)
+        if outcome.fatal:
+            raise OSError(outcome.failure)
         record, found = self.records[candidate.number], dict(outcome.found)
         record["seconds"][job.rung] = outcome.seconds
         self.spent(job.rung, outcome.seconds)
@@ -498,8 +505,8 @@ class Session:
         try:
             work(candidate)
         except Exception as error:  # one bad candidate never takes the rest down
-            if isinstance(error, OSError) and error.errno in FATAL_ERRNO:
-                raise
+            if is_fatal(error):
+                raise OSError(failure_text(error)) from error
             self._finish(candidate, "failed", failure_text(error))
             return False
         return True
@@ -508,6 +515,7 @@ class Session:
         """Add to the seconds that a rung has taken."""
         self.seconds[rung] = self.seconds.get(rung, 0.0) + seconds
         self.run.write("seconds.json", self.seconds)
+        self.run.write("clock.json", {"seconds": self.spent_before + time.monotonic() - self.started})
 
     def _enforce(self, candidate: Candidate) -> None:
         self.proposals.constrain(candidate.number, candidate.constraints)

@@ -56,8 +56,10 @@ def set_aside_damaged(database: Path) -> bool:
     try:
         with contextlib.closing(sqlite3.connect(database)) as connection:
             sound = connection.execute("PRAGMA quick_check").fetchone() == ("ok",)
-    except sqlite3.DatabaseError:
-        sound = False
+    except sqlite3.DatabaseError as error:
+        # No room, or nobody may write or read: that says nothing about what is in it. A file that ends too early is an
+        # "I/O error" to SQLite.
+        sound = any(word in str(error) for word in ("full", "locked", "readonly", "unable to open"))
     if not sound:
         for suffix in ("", "-wal", "-shm"):
             part = database.with_name(database.name + suffix)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from nasdistill.distill import train
-from nasdistill.errors import NasdistillError, TrialFailure, one_line
+from nasdistill.errors import NasdistillError, TrialFailure, is_fatal, one_line
 from nasdistill.interfaces import SearchSpace
 from nasdistill.measure import Meter
 from nasdistill.measure.proxies import ProxyOutcome, run_proxy
@@ -27,9 +27,6 @@ from nasdistill.spec.architecture import Architecture
 from nasdistill.spec.io import Cost
 from nasdistill.spec.measurement import Budget
 from nasdistill.store import RunDirectory, load_weights, save_weights
-
-FATAL_ERRNO = frozenset({28, 30, 122})
-"""No space left, read-only file system, quota exceeded: nothing more can be recorded, so the run ends."""
 
 Progress = Callable[[int, Mapping[str, float]], None]
 """Told (epoch, means of the loss terms) after every epoch."""
@@ -73,13 +70,13 @@ class Outcome:
             ``proxy_seconds``; ``latency`` -> ``target``, ``report``; ``distill`` -> ``evaluation``, ``steps``,
             ``skipped_losses``, ``history``, ``weights_sha256``. Inherited tensors are told as ``inherited``.
         failure: why the trial failed, None when it did not.
-        errno: set where the machine and not the candidate is to blame (a full disk): the run cannot go on.
+        fatal: the machine and not the candidate is to blame (a full disk): the run cannot go on.
         seconds: wall time.
     """
 
     found: dict[str, Any] = field(default_factory=dict)
     failure: str | None = None
-    errno: int | None = None
+    fatal: bool = False
     seconds: float = 0.0
 
 
@@ -128,8 +125,7 @@ class Workbench:
             else:
                 found = self._distill(job, progress, should_stop)
         except Exception as error:  # one bad candidate never takes the rest down
-            errno = error.errno if isinstance(error, OSError) and error.errno in FATAL_ERRNO else None
-            return Outcome({}, failure_text(error), errno, time.monotonic() - start)
+            return Outcome({}, failure_text(error), is_fatal(error), time.monotonic() - start)
         if self._inherited:
             found["inherited"] = self._inherited
         return Outcome(found, seconds=time.monotonic() - start)
@@ -207,6 +203,7 @@ class Workbench:
             on_epoch=on_epoch,
             should_stop=should_stop,
             checkpoint=checkpoint,
+            checkpoint_seconds=config.training.checkpoint_seconds,
             student_label=f"trial {job.number}",
         )
         if result.stopped:

@@ -165,14 +165,22 @@ class _Slot:
         Raises:
             NasdistillError: the process cannot open the run.
         """
-        self.open()
-        try:
-            self.pid = self._ready.result(timeout=600)
-        except Exception as error:
-            self.kill()
-            raise NasdistillError(f"worker process {self.number} cannot open the run: {error}") from error
+        for attempt in (1, 2):
+            self.open()
+            try:
+                self.pid = self._ready.result(timeout=600)
+            except Exception as error:
+                self.kill()
+                raise NasdistillError(f"worker process {self.number} cannot open the run: {error}") from error
+            try:
+                self.future = self._executor.submit(_work, self.orders, job)
+            except Exception:  # it died while it had nothing to do, which is no job's fault: a new one
+                self.kill()
+                if attempt == 2:
+                    raise
+            else:
+                break
         self.job, self._since = job, time.monotonic()
-        self.future = self._executor.submit(_work, self.orders, job)
 
     def look(self, timeout: float, memory_gb: float) -> Outcome | None:
         """Return the job's outcome when there is one, be it that the worker died or had to be killed."""
@@ -193,7 +201,7 @@ class _Slot:
         else:
             return None
         self.kill()
-        return Outcome({}, failure_text(TrialFailure("worker", reason)), None, seconds)
+        return Outcome({}, failure_text(TrialFailure("worker", reason)), False, seconds)
 
     def _memory(self) -> float:
         """Return the GiB that the worker uses, 0 where that cannot be told."""

@@ -8,6 +8,7 @@ task.json        input, output, preprocessing        events.jsonl  what happened
 teacher.json     scores, size, latency
 seconds.json     time spent per rung                 final.json    test scores
 calibration.json latency scale                  frozen.json    what a resumed run must share
+owner.json       who works on it (run.lock)          clock.json     seconds it took so far, all processes
 trials/0007/     architecture.json  outcome.json (measurements, losses)  weights-EPOCHS.safetensors
 students/ID/     architecture.json  model.safetensors  provenance.json
 result.json      the result object, once finished
@@ -114,7 +115,8 @@ class RunDirectory:
         """
         from filelock import FileLock, Timeout
 
-        lock = FileLock(self.path / "run.lock", timeout=0)
+        # Whoever asks for the state holds the lock for a moment.
+        lock = FileLock(self.path / "run.lock", timeout=1.0)
         try:
             lock.acquire()
             write_json(self.path / "owner.json", {"pid": os.getpid(), "host": socket.gethostname()})
@@ -127,7 +129,8 @@ class RunDirectory:
         except OSError as error:
             lock.release()
             raise UsageError(
-                f"cannot write to {self.path}: {error.strerror or error}", hint="Copy it to a folder of yours."
+                f"cannot write to {self.path}: {error.strerror or error}",
+                hint="Make room where the disk is full; copy the run to a folder of yours where you may not write.",
             ) from None
         try:
             yield
@@ -146,10 +149,19 @@ class RunDirectory:
         lock = FileLock(self.path / "run.lock", timeout=0)
         try:
             lock.acquire()
-        except (Timeout, OSError):
+        except Timeout:
             return said
+        except OSError:  # a read-only medium has no locks
+            return said if self._owner_is_up() else "killed"
         lock.release()
         return "killed"
+
+    def _owner_is_up(self) -> bool:
+        """Return whether the process that last owned the run may still be at it; that of another host may."""
+        import psutil
+
+        owner = self.read("owner.json") or {}
+        return owner.get("host") != socket.gethostname() or psutil.pid_exists(int(owner.get("pid", 0)))
 
     # ---- records --------------------------------------------------------------------------------------------------
 
@@ -176,19 +188,24 @@ class RunDirectory:
         """Write one of the top-level JSON files."""
         write_json(self.path / name, value)
 
-    def read(self, name: str) -> Any | None:
+    def read(self, name: str) -> dict[str, Any] | None:
         """Return one of the top-level JSON files, None where it is missing.
 
         Raises:
-            UsageError: it is there, but is not JSON.
+            UsageError: it is there, but is no JSON object.
         """
         path = self.path / name
         try:
-            return read_json(path)
+            value = read_json(path)
+            if not isinstance(value, dict):
+                raise ValueError(f"expected an object, got {type(value).__name__}")
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise UsageError(f"{path} is damaged: {error}") from None
+            raise UsageError(
+                f"{path} is damaged: {error}", hint="Put it back from a copy; what other files say is not lost."
+            ) from None
+        return value
 
     def write_text(self, name: str, text: str) -> None:
         """Write one of the top-level text files."""
@@ -209,7 +226,7 @@ class RunDirectory:
                 value = read_json(folder / "outcome.json")
             except (OSError, ValueError):
                 continue
-            if isinstance(value, dict):
+            if isinstance(value, dict) and {"number", "state", "rung"} <= value.keys():
                 yield value
 
     def event(self, kind: str, **facts: Any) -> None:

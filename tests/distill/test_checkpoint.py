@@ -128,6 +128,22 @@ def test_an_unreadable_checkpoint_starts_anew(tmp_path, content):
     assert same(state(fresh), state(student))
 
 
+def test_a_flipped_bit_is_seen(tmp_path):
+    path = tmp_path / "training.safetensors"
+    whole = made(Perceptron)
+    run(whole)
+    with pytest.raises(Cut):
+        run(made(Perceptron), cut=9, checkpoint=path)
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    again = made(Perceptron)
+    result = run(again, checkpoint=path)
+    assert result.resumed == 0
+    assert result.notes == ["checkpoint training.safetensors cannot be read; started anew"]
+    assert same(state(whole), state(again))
+
+
 def test_the_file_is_plain_and_written_whole(tmp_path, monkeypatch):
     path = tmp_path / "training.safetensors"
     run(made(Attentive), objective=ALL, checkpoint=path, config={"ema": 0.9})

@@ -11,9 +11,9 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from toys_search import outcome, resumable, write_digits
+from toys_search import outcome, resumable, tiny, write_digits
 
-from nasdistill.errors import UsageError
+from nasdistill.errors import NasdistillError, UsageError
 from nasdistill.files import read_json, write_json
 from nasdistill.host import Host
 from nasdistill.search.run import resume_search, run_search
@@ -86,6 +86,51 @@ def test_resumed_equals_unbroken(digits, tmp_path, monkeypatch, whole, share):
     assert outcome(result, moved) == expected
     redone = {event.trial for event in steps if event.kind == "step"}
     assert not redone & finished, "nothing that was finished is done again"
+
+
+def test_decisions_do_not_hang_on_the_order_in_which_records_come_back(digits, tmp_path):
+    """JSON sorts its keys: a sum over a trial's proxies must not notice."""
+    config = tiny(
+        digits, space=[{"name": "resnet_s0"}], proxy=[{"name": "macs"}, {"name": "nwot"}, {"name": "cka"}],
+        search__trials=8, search__strategy_options={"short_epochs": 1, "full_epochs": 2, "max_latency_ratio": 100.0},
+    )  # fmt: skip
+
+    def cut(event):
+        if event.kind == "step" and event.rung == "short":
+            raise Cut
+
+    expected = outcome(run_search(config, tmp_path / "whole", host=host()), tmp_path / "whole")
+    with pytest.raises(Cut):
+        run_search(config, tmp_path / "run", host=host(), listener=cut)
+    result = resume_search(tmp_path / "run", host=host())
+    assert outcome(result, tmp_path / "run") == expected
+    assert result["trials"]["running"] == 0
+
+
+def test_a_disk_that_is_full_while_a_student_is_exported_fails_no_trial(digits, tmp_path, monkeypatch, whole):
+    from nasdistill_targets.simulated import Simulated
+
+    real = Simulated.prepare
+
+    def prepare(self, request):
+        if request.name == "trial0001":
+            raise OSError(28, "No space left on device")
+        return real(self, request)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Simulated, "prepare", prepare)
+        with pytest.raises(NasdistillError, match="cannot be written any further"):
+            run_search(resumable(digits), tmp_path / "run", host=host())
+    assert outcome(resume_search(tmp_path / "run", host=host()), tmp_path / "run") == whole[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("trials/0001/outcome.json", "{}"), ("seconds.json", ""), ("seconds.json", "[]")]
+)
+def test_records_of_the_wrong_shape_end_nothing(digits, tmp_path, monkeypatch, whole, name, text):
+    run = broken_off(digits, tmp_path / "run", monkeypatch, whole[1])
+    (run.path / name).write_text(text)
+    assert outcome(resume_search(run.path, host=host()), run.path) == whole[0]
 
 
 def broken_off(digits, run, monkeypatch, writes, share=0.8, **changes):
@@ -284,7 +329,7 @@ def test_a_run_of_another_format_or_without_a_configuration_is_refused(tmp_path)
 def test_a_time_limit_counts_over_all_processes(digits, tmp_path, monkeypatch, whole):
     run = broken_off(digits, tmp_path / "run", monkeypatch, whole[1], 0.5, search__timeout=1e6)
     known = len(list(run.outcomes()))
-    write_json(run.path / "seconds.json", {"short": 2e6})
+    write_json(run.path / "clock.json", {"seconds": 2e6})
     result = resume_search(run.path, host=host())
     assert result["state"] == "finished"
     assert len(list(run.outcomes())) == known, "nothing new is proposed"

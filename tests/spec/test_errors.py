@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nasdistill.errors import DataError, TrialFailure, one_line
+from nasdistill.errors import DataError, TrialFailure, is_fatal, one_line
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,20 @@ def test_a_long_one_is_cut():
     assert len(line) <= 100
     assert line.startswith("ValueError: xxx")
     assert line.endswith(" ...")
+
+
+def test_the_machines_errors_are_told_from_a_candidates():
+    full = OSError(28, "No space left on device")
+    assert is_fatal(full)
+    assert is_fatal(OSError(30, "Read-only file system"))
+    assert is_fatal(RuntimeError("(sqlite3.OperationalError) database or disk is full"))
+    try:
+        try:
+            raise full
+        except OSError as error:
+            raise ValueError("wrapped") from error
+    except ValueError as wrapped:
+        assert is_fatal(wrapped)
+    assert not is_fatal(OSError(2, "No such file"))
+    assert not is_fatal(ValueError("no"))
+    assert not is_fatal(None)
