@@ -1,8 +1,9 @@
-"""Architectures given on a command line: a JSON file, JSON text, or the word ``default``."""
+"""Architectures given on a command line: a JSON file, JSON text, a student, or the word ``default``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nasdistill.errors import ArchitectureError
@@ -19,10 +20,13 @@ class Spaces:
     Args:
         host: creates them.
         options: name, bare or canonical -> options; a space that is not named here takes its defaults.
+
+    Attributes:
+        host: creates them.
     """
 
     def __init__(self, host: Host, options: Mapping[str, Any] | None = None) -> None:
-        self._host = host
+        self.host = host
         self._options = dict(options or {})
         self._created: dict[str, SearchSpace] = {}
 
@@ -35,10 +39,10 @@ class Spaces:
         """
         from nasdistill.spec.component import Kind
 
-        identifier = self._host.canonical(Kind.SEARCH_SPACE, name)
+        identifier = self.host.canonical(Kind.SEARCH_SPACE, name)
         if identifier not in self._created:
-            options = {self._host.canonical(Kind.SEARCH_SPACE, key): value for key, value in self._options.items()}
-            self._created[identifier] = self._host.create(Kind.SEARCH_SPACE, identifier, options.get(identifier))
+            options = {self.host.canonical(Kind.SEARCH_SPACE, key): value for key, value in self._options.items()}
+            self._created[identifier] = self.host.create(Kind.SEARCH_SPACE, identifier, options.get(identifier))
         return self._created[identifier]
 
 
@@ -50,14 +54,17 @@ def read_architectures(
     Args:
         spaces: makes the spaces.
         sources: each a file or JSON text of one architecture or a list of them. An architecture has the form of
-            ``architecture.json``, or is only an object of axes and values, the rest at their defaults. The word
-            ``default`` is a space's default point. Both short forms need exactly one space in `within`.
+            ``architecture.json``, or is only an object of axes and values, the rest at their defaults, or stands under
+            the key ``architecture``, as in what the commands print with ``--json``. The word ``default`` is a space's
+            default point. Both short forms need exactly one space in `within`. Also a student's folder, a run (its
+            best student) or ``RUN:ID``, each with the options that its space was made with.
         within: the spaces that architectures must belong to; empty takes the one each names.
 
     Raises:
         ArchitectureError: unreadable, not an architecture, of no space or one that is not in `within`, or not a point
             of its space (every violation is named).
         UnknownComponentError: no such space; close matches are named.
+        UsageError: a folder is neither a run nor a student, or damaged.
     """
     from nasdistill.spec.architecture import read_json
 
@@ -67,6 +74,9 @@ def read_architectures(
         if source.strip() == "default":
             space = _only(allowed, "--arch default")
             found.append((space, space.default()))
+            continue
+        if names_student(source):
+            found.append(_of_student(spaces.host, source, allowed))
             continue
         value, where = read_json(source)
         if isinstance(value, list):
@@ -82,6 +92,10 @@ def read_architecture(
     """Return the architecture in a JSON value, with its space; see :func:`read_architectures`."""
     from nasdistill.spec.architecture import Architecture
 
+    keys = set(value) if isinstance(value, dict) else set()
+    # `params` beside it is a number there: the size.
+    if "architecture" in keys and isinstance(value["architecture"], dict) and not {"space", "format"} & keys:
+        value, where = value["architecture"], f"{where}: architecture"
     short = isinstance(value, dict) and not {"space", "params", "format"} & set(value)
     if short:
         space = _only(allowed, where)
@@ -92,12 +106,39 @@ def read_architecture(
         value = {**value, "space": _only(allowed, where).id}
     arch = Architecture.from_json(value, where=where)
     space = spaces.get(arch.space)
-    if allowed and space.id not in [other.id for other in allowed]:
-        names = " or ".join(other.id for other in allowed)
-        raise ArchitectureError(f"{where}: it belongs to space {space.id}, not to {names} (--space)")
+    _check_allowed(space, allowed, where)
     arch = Architecture.of(space.id, arch.params, arch.version)  # files may say the bare name
     space.check(arch)
     return space, arch
+
+
+def names_student(source: str) -> bool:
+    """Return whether a source is a folder or ``RUN:ID``, not a file, JSON or a word."""
+    if source.lstrip().startswith(("{", "[")):
+        return False
+    run = source.rpartition(":")[0]
+    try:
+        return Path(source).is_dir() or (bool(run) and (Path(run) / "run.json").is_file())
+    except OSError:  # no name that a file can have
+        return False
+
+
+def _of_student(host: Host, source: str, allowed: Sequence[SearchSpace]) -> tuple[SearchSpace, Architecture]:
+    """Return a student's architecture and its space, with the options it was made with."""
+    from nasdistill.library import find_student
+
+    student = find_student(source, host=host)
+    space = student.space()
+    _check_allowed(space, allowed, source)
+    space.check(student.architecture)
+    return space, student.architecture
+
+
+def _check_allowed(space: SearchSpace, allowed: Sequence[SearchSpace], where: str) -> None:
+    """Refuse an architecture of a space that is not among those named."""
+    if allowed and space.id not in [other.id for other in allowed]:
+        names = " or ".join(other.id for other in allowed)
+        raise ArchitectureError(f"{where}: it belongs to space {space.id}, not to {names} (--space)")
 
 
 def _only(allowed: Sequence[SearchSpace], where: str) -> SearchSpace:

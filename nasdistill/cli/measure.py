@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("--arch", action="append", default=[], metavar="A",
-                        help="architecture: a file, JSON, or 'default'; repeat for several")  # fmt: skip
+                        help="architecture: a file, JSON, a student's folder, RUN:ID, or default")  # fmt: skip
     parser.add_argument("--space", metavar="NAME", help="space of the architectures (alone: its default point)")
     parser.add_argument("--teacher", metavar="T", help="a teacher, such as timm:resnet18; measured first")
     parser.add_argument("--target", action="append", metavar="T", help="where to measure; repeat for several")

@@ -21,7 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("--space", action="append", metavar="S", help="search space; repeat for several")
     parser.add_argument(
-        "--arch", action="append", default=[], metavar="JSON|FILE", help="architecture, or a list of them; repeatable"
+        "--arch",
+        action="append",
+        default=[],
+        metavar="A",
+        help="architectures: a file, JSON, a student's folder, or RUN:ID; repeatable",
     )
     parser.add_argument("--sample", type=int, metavar="N", help="N random architectures of every space")
     parser.add_argument("--proxy", action="append", metavar="P", help="proxy; repeat for several")

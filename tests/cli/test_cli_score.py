@@ -78,6 +78,47 @@ def test_architectures_from_arguments_files_and_lists(score, tmp_path):
     assert [row["scores"] for row in again] == [row["scores"] for row in expected]
 
 
+def test_what_commands_print_is_taken_as_it_is(cli_here, score, tmp_path):
+    done = cli_here("spaces", "sample", "resnet_s0", "-n", "2", "--seed", "1", "--json")
+    sampled = json.loads(done.stdout)
+    (tmp_path / "sampled.json").write_text(done.stdout)
+    rows = score("--arch", "sampled.json", "--arch", json.dumps(sampled[1]), "--proxy", "params")
+    assert [row["architecture"] for row in rows] == [sampled[i]["architecture"] for i in (0, 1, 1)]
+    assert [row["scores"]["params"] for row in rows] == [sampled[i]["params"] for i in (0, 1, 1)]
+    (tmp_path / "scored.json").write_text(json.dumps(rows))
+    assert score("--arch", "scored.json", "--proxy", "params")[0]["scores"] == rows[0]["scores"]
+    bad = {**sampled[0], "architecture": {**sampled[0]["architecture"], "params": "none"}}
+    done = cli_here("score", "--arch", json.dumps([bad]), "--proxy", "params")
+    assert done.returncode == 2
+    assert "[0]: architecture" in done.stderr
+
+
+def test_students_are_taken_with_the_options_of_their_space(cli_here, score, host, tmp_path):
+    from nasdistill.spec.component import Kind
+    from nasdistill.spec.io import IOSpec
+    from nasdistill.store import save_student
+
+    io = IOSpec("image", (1, 8, 8), 10)
+    options = {"width": [24], "depth": [1, 2], "heads": [1], "head_dim": 0}
+    space = host.create(Kind.SEARCH_SPACE, "conv_vit", options)
+    arch = space.default()
+    save_student(tmp_path / "student", space.build(arch, io), arch, io, {}, space_options=options)
+    (row,) = score("--arch", "student", "--proxy", "params")
+    assert row["architecture"] == arch.to_json()
+    assert row["scores"]["params"] == space.cost(arch, io).params
+    measured = cli_here("measure", "--arch", "student", "--target", "simulated", "--pairs", "5", "--json")
+    assert measured.returncode == 0, measured.stderr
+    assert json.loads(measured.stdout)[0]["architecture"] == arch.to_json()
+    for words, said in (
+        (("--space", "resnet_s0", "--arch", "student"), "it belongs to space spaces:conv_vit"),
+        (("--arch", "."), "neither a run nor a saved student"),
+        (("--arch", "x" * 5000), "cannot read architecture file"),
+    ):
+        done = cli_here("score", *words, "--proxy", "params")
+        assert done.returncode == 2
+        assert said in done.stderr
+
+
 def test_proxies_of_the_configuration_and_their_options(score, tmp_path):
     config = tmp_path / "score.toml"
     config.write_text('[[proxy]]\nname = "proxies:synflow"\noptions = { log = false }\n[[space]]\nname = "resnet_s0"\n')

@@ -399,6 +399,19 @@ def test_the_student_that_init_would_go_on_from(finished, host):
     assert student_name(json.dumps(best.architecture.to_json()), host) is None
 
 
+def test_score_and_measure_take_students_of_a_run(finished, host):
+    from nasdistill.cli.architectures import Spaces, read_architectures
+
+    run = nasdistill.load_run(finished[0])
+    chosen = [run.best(), run.students[0]]
+    found = read_architectures(Spaces(host), [str(run.path), f"{run.path}:{chosen[1].id}"])
+    assert [arch for _, arch in found] == [student.architecture for student in chosen]
+    for (space, _), student in zip(found, chosen, strict=True):
+        assert space.options == student.space().options
+    with pytest.raises(UsageError, match="no student '99'"):
+        read_architectures(Spaces(host), [f"{run.path}:99"])
+
+
 # ---- exporting ------------------------------------------------------------------------------------------------------
 
 
