@@ -72,8 +72,8 @@ class Run:
 
     @property
     def state(self) -> str:
-        """``finished``, ``interrupted``, ``failed``, or ``running`` (which a killed run says too)."""
-        return str(self._table("status.json").get("state", "running"))
+        """``running``, ``finished``, ``interrupted``, ``failed``, or ``killed``."""
+        return self._directory.state()
 
     @property
     def teacher(self) -> dict[str, Any]:

@@ -131,6 +131,7 @@ def distill_architecture(
             device=parts.device,
             on_epoch=on_epoch if processes.first else None,
             checkpoint=out / CHECKPOINT,
+            checkpoint_seconds=request.config.training.checkpoint_seconds,
             evaluate_every=max(1, request.epochs // 10),
             student_label=f"student {request.architecture.id}",
         )

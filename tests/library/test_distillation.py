@@ -41,7 +41,7 @@ def wanted(host, data, *, epochs=3, params=None, init=None, space="conv_vit", **
             "task": {"options": {"data": str(data)}},
             "teacher": {"name": "timm:test_resnet"},
             "space": [{"name": space, "options": options}],
-            "training": {"batch_size": 40, **training},
+            "training": {"batch_size": 40, "checkpoint_seconds": 0.0, **training},
         },
         where="test",
     )

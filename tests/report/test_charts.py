@@ -82,9 +82,9 @@ def test_tick_labels(value, shown):
 
 @given(st.text())
 def test_any_text_survives_as_text_and_as_attribute(words):
-    kept = re.sub("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", words).replace("\r", "\n")
+    kept = re.sub("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", words)
     element = parsed(tag("g", label(words, 0, 0), aria_label=words))
-    assert (element[0].text or "").replace("\r", "\n") == kept.replace("\r\n", "\n")
+    assert (element[0].text or "") == kept.replace("\r\n", "\n").replace("\r", "\n"), "as XML reads line ends"
     assert not list(element[0])
     assert "aria-label" in element.attrib
 
