@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     test = "" if result["test"] is None else f", test {result['test']['score']:.4f}"
     print(
         f"{args.out}: {result['metric']['name']} {result['validation']['score']:.4f} on validation{test}, after "
-        f"{result['epochs']} epochs, {result['params']:,} params"
+        f"{result['epochs']} epoch{'s' * (result['epochs'] != 1)}, {result['params']:,} params"
     )
     return 0
 

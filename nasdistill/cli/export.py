@@ -32,7 +32,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(facts)
         return 0
-    print(f"{args.folder}: student {student.id} for {facts['to'].split(':')[-1]}, {len(facts['files'])} files")
+    files = len(facts["files"])
+    print(f"{args.folder}: student {student.id} for {facts['to'].split(':')[-1]}, {files} file{'s' * (files != 1)}")
     parity = facts.get("parity")
     if parity is not None:
         print(f"Largest deviation from torch: {parity['max_abs']:.3g} over {parity['inputs']} inputs.")

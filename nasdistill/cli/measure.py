@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         facts[name] |= _size(model, example)
     rows = []
     for target in targets:
-        output.info(f"measuring {len(models)} network(s) on {target.id}")
+        output.info(f"measuring {len(models)} network{'s' * (len(models) != 1)} on {target.id}")
         rows += _measure(target, models, example, _budget(args, config), args.seed)
     rows = [{"name": row["name"], **facts[row["name"]], **row} for row in rows]
     if args.json:

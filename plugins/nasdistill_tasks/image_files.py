@@ -105,7 +105,7 @@ def _read(files: list[_File], origin: str, form: Form, progress: Progress | None
         if missing := sorted(set(classes) - set(found)):
             notes.append(f"{origin}: the {split} folder has no image of {', '.join(map(repr, missing[:5]))}")
     if progress is not None:
-        progress(f"reading {len(files)} images from {origin}")
+        progress(f"reading {len(files)} image{'s' * (len(files) != 1)} from {origin}")
     order = {split: [(file, classes.index(c)) for c in sorted(g) for file in g[c]] for split, g in groups.items()}
     decoded = decode_all(
         ((f"{origin}: {'/'.join(file.parts)}", file.read) for pairs in order.values() for file, _ in pairs),

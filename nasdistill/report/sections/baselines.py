@@ -51,7 +51,7 @@ def _truncated(run: Mapping[str, Any]) -> str:
         epochs = item.get("epochs") or 0
         problem = item.get("problem")
         rows.append([
-            item["name"], f"{epochs} epochs" if epochs else str(problem or "none"),
+            item["name"], f"{epochs} epoch{'s' * (epochs != 1)}" if epochs else str(problem or "none"),
             Cell(score(item.get("score"), metric), item.get("score")),
             Cell(score(item.get("test_score"), metric), item.get("test_score")),
             "–" if latency is None else Cell(milliseconds(latency), latency),

@@ -164,7 +164,8 @@ def curves(run: Mapping[str, Any]) -> Section | None:
     shown = drawn[:12]
     html = figure(
         lines(shown, Axis("epoch", least=0), Axis("training loss"), size=(420, 310),
-              title="Training loss of the front's students", description=f"{len(shown)} students"),
+              title="Training loss of the front's students",
+              description=f"{len(shown)} student{'s' * (len(shown) != 1)}"),
         "Total training loss after each epoch, by trial number (parameters in brackets, ★ recommended)."
         + (f" The first 12 of {len(drawn)} are drawn." if len(drawn) > 12 else ""),
     )  # fmt: skip

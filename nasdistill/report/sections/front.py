@@ -49,8 +49,10 @@ def headline(run: Mapping[str, Any]) -> Section:
     trials, metric, teacher = run["trials"], run.get("metric"), run["teacher"]
     proposed = sum(trials[key] for key in ("complete", "pruned", "failed", "running"))
     counts = (
-        f"{proposed} architectures proposed: {trials['complete']} distilled in full, {trials['pruned']} pruned, "
-        f"{trials['failed']} failed" + (f", {trials['running']} still on their way" if trials["running"] else "") + "."
+        f"{proposed} architecture{'s' * (proposed != 1)} proposed: {trials['complete']} distilled in full, "
+        f"{trials['pruned']} pruned, {trials['failed']} failed"
+        + (f", {trials['running']} still on their way" if trials["running"] else "")
+        + "."
     )
     best = recommended(run)
     if best is None:
@@ -143,7 +145,7 @@ def _figure(run: Mapping[str, Any], target: str, split: str) -> str:
         for size_ in ((880, 440), (366, 380))
     ]
     many = sum(not p.strong for p in points)
-    caption = f"{title}." + (f" {many} students that are not on the front are outlines." if many else "")
+    caption = f"{title}." + (f" {many} student{'s' * (many != 1)} not on the front in outline." if many else "")
     return figure(drawn[0], caption, narrow=drawn[1], wide=True)
 
 

@@ -53,7 +53,7 @@ def importance(run: Mapping[str, Any]) -> Section | None:
             values = {value for _, value in rows}
             if len(rows) < LEAST or len(values) < 2 or len(always) < 2:
                 why = (
-                    f"only {len(rows)} students, {LEAST} are the least"
+                    f"only {len(rows)} student{'s' * (len(rows) != 1)}, {LEAST} are the least"
                     if len(rows) < LEAST
                     else "the values do not differ"
                     if len(values) < 2

@@ -43,7 +43,8 @@ def proxies(run: Mapping[str, Any]) -> Section:
     title = "What the proxies were worth"
     if not known:
         n = max((quality.get("n", 0) for quality in data.values()), default=0)
-        words = f"Only {n} students were distilled: rank correlations need at least three that differ."
+        students = "student was" if n == 1 else "students were"
+        words = f"Only {n} {students} distilled: rank correlations need at least three that differ."
         return Section(title, paragraph(words), {"n": n})
     n, rung = max(q["n"] for q in known.values()), next(iter(known.values()))["rung"]
     order = sorted(known, key=lambda name: -known[name]["spearman"])
