@@ -12,7 +12,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the program's name; None takes them from the process.
 
     Returns:
-        The exit code: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted.
+        The exit code: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted (143 by SIGTERM).
     """
     from nasdistill.cli.app import run
 
