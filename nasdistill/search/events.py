@@ -38,5 +38,10 @@ FINAL_LATENCY = "final latency"
 Listener = Callable[[Event], None]
 
 
+def many(number: int, noun: str) -> str:
+    """Return a number with its noun: ``1 student``, ``3 students``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def silent(event: Event) -> None:
     """Ignore an event."""

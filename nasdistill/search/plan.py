@@ -11,6 +11,7 @@ from nasdistill.distill import train
 from nasdistill.search.events import FINAL_LATENCY, Event
 from nasdistill.search.parts import Parts, parameter_count, space_summary
 from nasdistill.search.session import Session
+from nasdistill.search.summary import abbreviated
 from nasdistill.seeds import derive_seed, seeded
 
 _FRONT = 8
@@ -34,7 +35,7 @@ def make_plan(parts: Parts, session: Session, notes: Sequence[str] = ()) -> Even
     ]
     teacher = session.teacher_reports[session.primary_target].latency
     lines.append(
-        f"teacher  {parts.teacher.label}: {parameter_count(parts.teacher.model) / 1e3:.0f}k parameters, "
+        f"teacher  {parts.teacher.label}: {abbreviated(parameter_count(parts.teacher.model))} parameters, "
         f"{teacher.value_ms:.3f} ms on {session.primary_target}"
     )
     lines.append(f"targets  {', '.join(session.meters)}")

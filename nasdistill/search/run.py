@@ -21,7 +21,7 @@ from nasdistill.host import Host
 from nasdistill.interfaces import Candidate
 from nasdistill.measure import count_macs, environment
 from nasdistill.search.baselines import record_baselines
-from nasdistill.search.events import Event, Listener, silent
+from nasdistill.search.events import Event, Listener, many, silent
 from nasdistill.search.facts import software, task_facts
 from nasdistill.search.opening import check_frozen, frozen, latency_budget, make_meters, read_config
 from nasdistill.search.parts import (
@@ -241,7 +241,7 @@ def _open_session(
     session = Session(run, parts, proposals, meters, listener, crew=crew, should_stop=stopper)
     trials = session.restore()
     if trials:
-        listener(Event("message", f"going on with {run.path}: {trials} trials are on record"))
+        listener(Event("message", f"going on with {run.path}: {many(trials, 'trial')} on record"))
     listener(Event("phase", "measuring the teacher"))
     # Milliseconds are comparable within one calibration: whoever goes on with this run needs it.
     run.write("calibration.json", {name: meter.calibration for name, meter in meters.items()})
@@ -282,7 +282,7 @@ def _search(
             raise _cannot_write(run, error) from error
         raise
     result = write_result(run)
-    listener(Event("done", f"front of {len(result['front'])} students in {run.path}"))
+    listener(Event("done", f"front of {many(len(result['front']), 'student')} in {run.path}"))
     return result
 
 
@@ -313,7 +313,7 @@ def finish(run: RunDirectory, session: Session, listener: Listener) -> None:
         _record_teacher(run, session)
         front = session.front()
     listener(Event("phase", "final report"))
-    listener(Event("message", f"evaluating the teacher and {len(front)} students on the test split"))
+    listener(Event("message", f"evaluating the teacher and {many(len(front), 'student')} on the test split"))
     start = time.monotonic()
     tested = {str(c.number): _test_score(session, c) for c in front}
     run.write(

@@ -27,10 +27,11 @@ from nasdistill.errors import UsageError, is_fatal
 from nasdistill.files import file_hash
 from nasdistill.interfaces import Candidate, Evaluation, Prepared, SearchSpace
 from nasdistill.measure import Meter
-from nasdistill.search.events import FINAL_LATENCY, Event, Listener
+from nasdistill.search.events import FINAL_LATENCY, Event, Listener, many
 from nasdistill.search.pareto import non_dominated, rank_order
 from nasdistill.search.parts import Parts
 from nasdistill.search.study import Proposals
+from nasdistill.search.summary import abbreviated
 from nasdistill.search.work import Job, Outcome, StopSearch, Workbench, epoch_line, failure_text
 from nasdistill.search.workers import Crew, Here
 from nasdistill.seeds import derive_seed
@@ -289,7 +290,9 @@ class Session:
     def _measure_together(self, candidates: Sequence[Candidate], budget: Budget | None) -> list[Candidate]:
         start = time.monotonic()
         alive = [c for c in candidates if c.state in ("running", "complete")]
-        self.listener(Event("rung", f"timing {len(alive)} students head to head with the teacher", FINAL_LATENCY))
+        self.listener(
+            Event("rung", f"timing {many(len(alive), 'student')} head to head with the teacher", FINAL_LATENCY)
+        )
         teacher = self.parts.teacher.model.cpu()
         for name, meter in self.meters.items():
             alive, reports = self._time_together(meter, alive, budget)
@@ -415,7 +418,7 @@ class Session:
             # The longest first: a large one that comes last would keep one worker busy and the others waiting.
             macs = {c.number: c.cost.macs if c.cost else 0 for c in todo}
             jobs.sort(key=lambda job: -macs[job.number])
-        self.listener(Event("rung", f"{rung}: {len(todo)} candidates", rung, total=len(todo)))
+        self.listener(Event("rung", f"{rung}: {many(len(todo), 'candidate')}", rung, total=len(todo)))
 
         def progress(job: Job, epoch: int, terms: Mapping[str, float]) -> None:
             facts = {"epoch": epoch, **terms}
@@ -426,7 +429,8 @@ class Session:
             for done, (job, outcome) in enumerate(results, start=1):
                 candidate = self.candidates[job.number]
                 self._take(candidate, job, key, outcome)
-                self.listener(Event("step", self._line(candidate), rung, done, len(todo), candidate.number))
+                text = f"{rung} {done}/{len(todo)}: {self._line(candidate)}"
+                self.listener(Event("step", text, rung, done, len(todo), candidate.number))
         return [c for c in candidates if c.alive]
 
     def _take(self, candidate: Candidate, job: Job, key: str, outcome: Outcome) -> None:
@@ -575,7 +579,7 @@ class Session:
         if candidate.architecture is not None:
             parts.append(candidate.architecture.space.split(":", 1)[-1])
         if candidate.cost is not None:
-            parts.append(f"{candidate.cost.params / 1e3:.0f}k params")
+            parts.append(f"{abbreviated(candidate.cost.params)} params")
         report = candidate.targets.get(self.primary_target)
         if report is not None:
             parts.append(f"{report.latency.value_ms:.3f} ms")
