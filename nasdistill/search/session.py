@@ -531,7 +531,7 @@ class Session:
     def _finish(self, candidate: Candidate, state: str, reason: str) -> None:
         """Write the record first, then tell the study: a kill in between leaves a trial that can be told again."""
         recorded = self._recorded.get(candidate.number, {})
-        if self._pending.get(candidate.number) and recorded["state"] != "running":
+        if self._pending.get(candidate.number) and recorded.get("state", "running") != "running":
             # The strategy decides otherwise than before, though this trial is finished: what is finished stays.
             self._take_over(candidate, recorded)
             state, reason = candidate.state, candidate.reason
@@ -625,8 +625,8 @@ def candidate_from_json(value: Mapping[str, Any]) -> Candidate:
     return Candidate(
         number=value["number"],
         architecture=None if arch is None else Architecture.from_json(arch),
-        state=value["state"],
-        rung=value["rung"],
+        state=value.get("state", "running"),
+        rung=value.get("rung", "proposed"),
         cost=None if cost is None else Cost(**cost),
         proxies=dict(value.get("proxies", {})),
         targets={name: TargetReport.from_json(report) for name, report in value.get("targets", {}).items()},
