@@ -192,6 +192,7 @@ class ComponentSpec:
         requires: packages beyond the base install.
         references: sources, ``"arXiv:2202.06258"`` where the paper has an id, else a short citation.
         left_out: what of the source this component does not do.
+        partly: those of `references` of which something essential is missing here, as `left_out` says.
         since: version that brought it.
         maturity: stable components keep their options between minor versions.
     """
@@ -205,6 +206,7 @@ class ComponentSpec:
     requires: tuple[Requirement, ...] = field(default=(), kw_only=True)
     references: tuple[str, ...] = field(default=(), kw_only=True)
     left_out: str = field(default="", kw_only=True)
+    partly: tuple[str, ...] = field(default=(), kw_only=True)
     since: str = field(default="0.1", kw_only=True)
     maturity: Literal["stable", "experimental"] = field(default="stable", kw_only=True)
 
@@ -220,7 +222,23 @@ class ComponentSpec:
                 found.append(f"{label} {value!r} must look like 'package.module:Name'")
         if not isinstance(self.summary, str) or not self.summary.strip() or "\n" in self.summary:
             found.append("summary must be one non-empty line")
+        sources = {"references": self.references, "partly": self.partly}
+        wrong = [f"{label} {value!r} must be a tuple of texts" for label, value in sources.items() if not _texts(value)]
+        if not _texts((self.left_out or "nothing",)):
+            wrong.append(f"left_out {self.left_out!r} must be a text")
+        found += wrong
+        if self.partly and not wrong:
+            strangers = [source for source in self.partly if source not in self.references]
+            if strangers:
+                found.append(f"partly names {', '.join(map(repr, strangers))}, which references does not")
+            if not self.left_out.strip():
+                found.append("partly needs left_out, which says what is missing")
         return found
+
+
+def _texts(value: object) -> bool:
+    """Return whether `value` is a tuple of non-empty texts."""
+    return isinstance(value, tuple | list) and all(isinstance(item, str) and item.strip() for item in value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,7 @@ def nasdistill_attention_variants() -> list[AttentionSpec]:
             "Sigmoid of the scores instead of softmax, with or without normalisation",
             options="nasdistill_attention.sigmoid:SigmoidOptions",
             references=("arXiv:2410.10781",),
+            partly=("arXiv:2410.10781",),
             left_out="The paper's ELU similarities, identity and MLP kernels, and key/value bias slots.",
             tags=TAGS["sigmoid"],
         ),

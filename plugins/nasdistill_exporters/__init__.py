@@ -14,12 +14,14 @@ def nasdistill_exporters() -> list[ExporterSpec]:
             "torch",
             "nasdistill_exporters.torch_folder:TorchFolder",
             "architecture.json, model.safetensors, provenance.json: what nasdistill.load reads",
+            references=("https://huggingface.co/docs/safetensors",),
         ),
         ExporterSpec(
             "onnx",
             "nasdistill_exporters.onnx_file:OnnxFile",
             "model.onnx for any batch size, compared with torch in onnxruntime",
             options="nasdistill_exporters.onnx_file:OnnxOptions",
+            references=("https://docs.pytorch.org/docs/stable/onnx.html",),
             requires=(
                 Requirement("onnx", "nasdistill[onnx]"),
                 Requirement("onnxruntime", "nasdistill[onnx]"),
@@ -30,5 +32,6 @@ def nasdistill_exporters() -> list[ExporterSpec]:
             "hf",
             "nasdistill_exporters.hf:HuggingFaceFolder",
             "a Hugging Face folder with its own modelling code: loads with transformers, without nasdistill",
+            references=("https://huggingface.co/docs/transformers/custom_models",),
         ),
     ]

@@ -58,6 +58,8 @@ def nasdistill_losses() -> list[LossSpec]:
             "how the samples of a batch relate: similarity matrices, distances or angles",
             options="nasdistill_losses.relation:SampleRelationsOptions",
             references=("arXiv:1907.09682", "arXiv:1904.05068", "arXiv:2303.15678"),
+            partly=("arXiv:2303.15678",),
             tags=LossTags(level="relation"),
+            left_out="DisWOT's semantic term, on the gradients of the classifier, as a distiller",
         ),
     ]

@@ -18,12 +18,14 @@ def nasdistill_proxies() -> list[ProxySpec]:
             "params",
             "nasdistill_proxies.params:Params",
             "Number of parameters; the baseline every proxy must beat.",
+            references=("arXiv:2210.03230",),
             tags=ProxyTags(needs_data=False, cost="analytic", mode="eval"),
         ),
         ProxySpec(
             "macs",
             "nasdistill_proxies.macs:Macs",
             "Multiply-accumulates of one forward; the second baseline.",
+            references=("arXiv:2210.03230",),
             tags=ProxyTags(needs_data=False, cost="analytic", mode="eval"),
         ),
         ProxySpec(

@@ -3,6 +3,8 @@
 from nasdistill import hookimpl
 from nasdistill.spec.component import SamplerSpec, StrategySpec
 
+OPTUNA = "https://optuna.readthedocs.io/en/stable/reference/samplers/generated/optuna.samplers"
+
 
 @hookimpl
 def nasdistill_strategies() -> list[StrategySpec]:
@@ -20,12 +22,15 @@ def nasdistill_strategies() -> list[StrategySpec]:
             "nasdistill_strategies.flat:Flat",
             "Every proposal is distilled in full, without rungs: the baseline for any strategy.",
             options="nasdistill_strategies.flat:FlatOptions",
+            references=("arXiv:1902.07638",),
+            left_out="Early stopping and shared weights.",
         ),
         StrategySpec(
             "exhaustive",
             "nasdistill_strategies.exhaustive:Exhaustive",
             "Every architecture of a small space, measured and distilled in full.",
             options="nasdistill_strategies.exhaustive:ExhaustiveOptions",
+            references=("arXiv:1902.09635",),
         ),
     ]
 
@@ -49,7 +54,22 @@ def nasdistill_samplers() -> list[SamplerSpec]:
             options=f"{module}:Nsga2Options",
             references=("doi:10.1109/4235.996017",),
         ),
-        SamplerSpec("gp", f"{module}:Gp", "Gaussian process with constrained expected improvement."),
-        SamplerSpec("qmc", f"{module}:Qmc", "Quasi-Monte Carlo (scrambled Sobol sequence)."),
-        SamplerSpec("random", f"{module}:Random", "Independent uniform draws."),
+        SamplerSpec(
+            "gp",
+            f"{module}:Gp",
+            "Gaussian process with constrained expected improvement.",
+            references=("Ament et al., NeurIPS 2023 (LogEI)", f"{OPTUNA}.GPSampler.html"),
+        ),
+        SamplerSpec(
+            "qmc",
+            f"{module}:Qmc",
+            "Quasi-Monte Carlo (scrambled Sobol sequence).",
+            references=(f"{OPTUNA}.QMCSampler.html",),
+        ),
+        SamplerSpec(
+            "random",
+            f"{module}:Random",
+            "Independent uniform draws.",
+            references=("Bergstra and Bengio 2012, JMLR 13:281-305",),
+        ),
     ]

@@ -31,6 +31,7 @@ def nasdistill_teachers() -> list[TeacherSpec]:
             "nasdistill_teachers.torch_module:TorchTeacher",
             "Your own network: `torch:package.module:callable` is imported and called.",
             options="nasdistill_teachers.torch_module:TorchOptions",
+            references=("https://docs.pytorch.org/docs/stable/generated/torch.nn.Module.html",),
             tags=TeacherTags(locator="package.module:callable"),
         ),
     ]

@@ -15,7 +15,8 @@ Sources: convolution stems, "Early Convolutions Help Transformers See Better", a
 "AutoFormer: Searching Transformers for Visual Recognition", arXiv 2107.00651. We depart from the latter in the stem,
 the mean pool instead of a class token, and in having no shared weights. As there, the size of a head is fixed and the
 number of heads changes the inner width: a head is then something that can be cut (cost falls, what remains computes
-the same); `head_dim = 0` gives the other convention, width / heads.
+the same); `head_dim = 0` gives the other convention, width / heads. The variants' sources stand in their own files;
+Flow-Attention ("Flowformer", arXiv 2202.06258) is one of the default choices.
 """
 
 from __future__ import annotations
