@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "measure": ("nasdistill.cli.measure:run", "measure the latency of architectures on targets"),
     "spaces": ("nasdistill.cli.spaces:run", "list, show and sample search spaces"),
     "plugins": ("nasdistill.cli.plugins:run", "list plugins and their components, show one in detail"),
+    "papers": ("nasdistill.cli.papers:run", "list the published systems and the components that realise each"),
     "config": ("nasdistill.cli.config:run", "write, check and show configurations"),
     "doctor": ("nasdistill.cli.doctor:run", "say what this machine has, what is missing, and how to get it"),
 }

@@ -19,6 +19,7 @@ NESTED = re.compile(r"(list of |: )?\{(`[^{}]+`)\}")
 COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "plugins list": (("plugins", "list"), ()),
     "plugins show NAME": (("plugins", "show", "synflow"), ("plugins list",)),
+    "papers": (("papers",), ()),
     "spaces list": (("spaces", "list"), ()),
     "spaces show SPACE": (("spaces", "show", "resnet_s0"), ()),
     "spaces show SPACE --arch ARCH": (("spaces", "show", "resnet_s0", "--arch", SMALL), ("spaces sample SPACE",)),
