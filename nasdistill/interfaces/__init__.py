@@ -13,7 +13,7 @@ from nasdistill.interfaces.attention import (
     refuse_undeclared,
     static_shape,
 )
-from nasdistill.interfaces.base import Component, ComponentFactory
+from nasdistill.interfaces.base import Component, ComponentFactory, Example
 from nasdistill.interfaces.batch import Batch, StepInfo
 from nasdistill.interfaces.data import DataReducer, ReducedData
 from nasdistill.interfaces.diagnostic import Diagnostic, Finding
@@ -32,7 +32,7 @@ from nasdistill.interfaces.transform import Transform, Transformed
 __all__ = [
     "AttentionContext", "AttentionCore", "AttentionGeometry", "AttentionMask", "AttentionResult", "AttentionView",
     "Availability", "Batch", "Candidate", "Component", "ComponentFactory", "DataReducer", "Diagnostic",
-    "DistillationLoss", "Evaluation", "ExportRequest", "Exporter", "Finding", "InheritReport", "Metric",
+    "DistillationLoss", "Evaluation", "Example", "ExportRequest", "Exporter", "Finding", "InheritReport", "Metric",
     "ModelAttention", "ModelGeometry", "ModelingSource", "ModuleAttention", "PrepareRequest", "Prepared", "Proxy",
     "ProxyInput", "ProxyScore", "Recipe", "RecipeRunner", "ReducedData", "ReportSection", "SamplerFactory",
     "SearchSession", "SearchSpace", "Section", "Signal", "SingleTeacher", "Site", "SiteNeeds", "SiteShape", "Split",

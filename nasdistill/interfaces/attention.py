@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from nasdistill.interfaces.base import Component, ComponentFactory, HostReference
+from nasdistill.interfaces.base import Component, ComponentFactory, Example, HostReference
 from nasdistill.spec.component import AttentionTags
 from nasdistill.spec.io import Cost
 from nasdistill.spec.options import ComponentOptions, parse_options
@@ -221,12 +221,15 @@ class AttentionCore(nn.Module, ABC):
 
     Attributes:
         options_model: pydantic model of the options.
+        examples, expected_failures: as in :class:`nasdistill.interfaces.Component`.
         geometry: sizes of the layer served.
         options: validated options.
         id: canonical id, set by the host.
     """
 
     options_model: ClassVar[type[ComponentOptions]] = ComponentOptions
+    examples: ClassVar[tuple[Example, ...]] = (Example(),)
+    expected_failures: ClassVar[Mapping[str, str]] = {}
 
     def __init__(
         self, options: Any = None, *, geometry: AttentionGeometry, host: ComponentFactory | None = None
@@ -354,9 +357,12 @@ class ModuleAttention(nn.Module, ABC):
 
     Attributes:
         options_model: pydantic model of the options.
+        examples, expected_failures: as in :class:`nasdistill.interfaces.Component`.
     """
 
     options_model: ClassVar[type[ComponentOptions]] = ComponentOptions
+    examples: ClassVar[tuple[Example, ...]] = (Example(),)
+    expected_failures: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     @abstractmethod

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from nasdistill.spec.component import Kind
@@ -33,6 +35,21 @@ class ComponentFactory(Protocol):
 
     def tags(self, kind: Kind, name: str) -> Any:
         """Return the declared tags (a frozen dataclass of :mod:`nasdistill.spec.component`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One way to use a component, for the contract checks (:mod:`nasdistill.testing`).
+
+    Attributes:
+        options: what it is created with.
+        context: what it needs around it, by the names its kind knows: a teacher's ``locator``, a space's ``io``.
+        name: how results call it; empty for the only one.
+    """
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    context: Mapping[str, Any] = field(default_factory=dict)
+    name: str = ""
 
 
 class HostReference:
@@ -74,12 +91,16 @@ class Component:
 
     Attributes:
         options_model: the pydantic model of the options.
+        examples: the uses that the contract checks try; one with the default options unless it says otherwise.
+        expected_failures: checks that it is known to fail, and why.
         options: the validated options.
         host: gives other components by name.
         id: canonical id, set by the host after construction (the class name before).
     """
 
     options_model: ClassVar[type[ComponentOptions]] = ComponentOptions
+    examples: ClassVar[tuple[Example, ...]] = (Example(),)
+    expected_failures: ClassVar[Mapping[str, str]] = {}
     options: Any  # a subclass narrows this to its own model: `options: MyOptions`
 
     def __init__(self, options: Any = None, *, host: ComponentFactory | None = None) -> None:

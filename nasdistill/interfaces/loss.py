@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from nasdistill.interfaces.base import ComponentFactory, HostReference
+from nasdistill.interfaces.base import ComponentFactory, Example, HostReference
 from nasdistill.interfaces.batch import Batch, StepInfo
 from nasdistill.interfaces.signals import ModelGeometry, SiteNeeds, Trace
 from nasdistill.spec.options import ComponentOptions, parse_options
@@ -29,6 +29,7 @@ class DistillationLoss(nn.Module, ABC):
 
     Attributes:
         options_model: pydantic model of the options.
+        examples, expected_failures: as in :class:`nasdistill.interfaces.Component`.
         wants_teacher_grad: True only for losses that train the teacher too (co-training); teacher signals arrive
             detached otherwise.
         options: validated options.
@@ -36,6 +37,8 @@ class DistillationLoss(nn.Module, ABC):
     """
 
     options_model: ClassVar[type[ComponentOptions]] = ComponentOptions
+    examples: ClassVar[tuple[Example, ...]] = (Example(),)
+    expected_failures: ClassVar[Mapping[str, str]] = {}
     wants_teacher_grad: ClassVar[bool] = False
 
     def __init__(self, options: Any = None, *, host: ComponentFactory | None = None) -> None:

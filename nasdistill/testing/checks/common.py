@@ -1,0 +1,244 @@
+"""The rules of every kind: a truthful spec, honest options, no trace left in the process."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel
+
+from nasdistill.errors import ConfigError, MissingExtraError
+from nasdistill.spec.component import Kind
+from nasdistill.spec.options import ComponentOptions, parse_options
+from nasdistill.testing.registry import check, exercise_of, fail, skip
+from nasdistill.testing.state import ProcessState, same
+from nasdistill.testing.subject import Subject
+
+ARXIV = re.compile(r"^arXiv:(\d{4}\.\d{4,5}|[a-z-]+(\.[A-Z]{2})?/\d{7})$")
+
+
+@check(None, gate=True, per_example=False, hint="Correct the fields of the spec that the plugin's hook returns.")
+def spec_is_well_formed(subject: Subject) -> None:
+    """A spec has a legal name, importable targets, a one-line summary and tuples of references and requirements."""
+    found = subject.spec.problems()
+    if found:
+        fail("; ".join(found))
+
+
+@check(None, gate=True, per_example=False, hint="Check the spec's target, and what the module imports.")
+def can_be_imported(subject: Subject) -> None:
+    """A component's target imports and derives from its kind's interface, with nothing abstract left."""
+    lacking = subject.host.missing(subject.kind, subject.id)
+    if lacking:
+        fail(f"{', '.join(item.module for item in lacking)} is not installed here; {lacking[0].extra} brings it")
+    found = subject.load()
+    stated, actual = subject.spec.options, getattr(found, "options_model", None)
+    if stated is not None and actual is not subject.host.options_model(subject.kind, subject.id):
+        fail(f"the spec names the options model {stated}, the class uses {getattr(actual, '__name__', actual)}")
+    if stated is None and actual not in (None, ComponentOptions):
+        fail(f"the class has options ({actual.__name__}) and the spec does not name their model")
+
+
+@check(None, gate=True, hint="Give every option a default, or give the class `examples` with options that work.")
+def can_be_created(subject: Subject) -> None:
+    """A component is created from its example's options, by a constructor that only keeps them."""
+    if subject.kind is Kind.COMMAND or _made_from_a_layer(subject):
+        return
+    component = create(subject)
+    if component.id != subject.id:
+        fail(f"its id is {component.id!r} after the host has set it to {subject.id!r}")
+
+
+@check(None, gate=True, hint="Run it by hand as the message says; the kind's guide has a complete example.")
+def works(subject: Subject) -> None:
+    """A component does its plain work without an error."""
+    use = exercise_of(subject.kind)
+    if use is None:
+        skip(f"nothing is known of the plain use of a {subject.kind.value}")
+    with _muted():
+        use(subject)
+
+
+@check(None, per_example=False, hint='Cite the paper as "arXiv:2303.15678", or say "original" for your own work.')
+def names_its_source(subject: Subject) -> None:
+    """A component names where its idea comes from, arXiv ids in the form ``arXiv:2303.15678``."""
+    if not subject.spec.references:
+        fail("references is empty")
+    for text in subject.spec.references:
+        if not text.strip():
+            fail("a reference is empty")
+        if "arxiv" in text.lower() and not ARXIV.match(text) and "://" not in text:
+            fail(f"reference {text!r} is not of the form arXiv:2303.15678")
+
+
+@check(None, per_example=False, hint="Write a docstring for the class, and a description for each option.")
+def is_documented(subject: Subject) -> None:
+    """A component's class has a docstring of its own, and every option says what it means."""
+    found = subject.load()
+    if not (found.__doc__ or "").strip():
+        fail(f"{found.__name__} has no docstring")
+    model = subject.host.options_model(subject.kind, subject.id)
+    for name, info in (model.model_fields if model is not None else {}).items():
+        if not (info.description or "").strip():
+            fail(f"option {name!r} has no description")
+
+
+@check(None, hint="Use types that JSON knows, and validators that accept what they return.")
+def options_round_trip(subject: Subject) -> None:
+    """Options survive JSON: what is written down in a run gives the same options back."""
+    model = _options_model(subject)
+    options = parse_options(model, dict(subject.example.options), where=subject.id)
+    text = options.model_dump_json()
+    again = parse_options(model, json.loads(text), where=subject.id)
+    if again.model_dump() != options.model_dump():
+        fail(f"{text} is read back as {again.model_dump_json()}")
+
+
+@check(None, per_example=False, hint="Derive the model from nasdistill.spec.options.ComponentOptions.")
+def unknown_options_are_refused(subject: Subject) -> None:
+    """An option that does not exist is an error that names it."""
+    model = _options_model(subject)
+    try:
+        parse_options(model, {**subject.example.options, "no_such_option": 1}, where=subject.id)
+    except ConfigError as error:
+        if "no_such_option" not in str(error):
+            fail(f"the error does not name the option: {error}")
+        return
+    fail("an unknown option is accepted and ignored")
+
+
+@check(None, per_example=False, hint="Name each optional package in the spec's `requires`, with its extra.")
+def missing_packages_are_named(subject: Subject) -> None:
+    """Without a package it requires, a component cannot be created, and the error says what to install."""
+    if not subject.spec.requires:
+        skip("it requires no package")
+    from nasdistill.host import Host
+
+    for item in subject.spec.requires:
+        host = Host.load() if _installed_plugin(subject) else subject.host
+        with _hidden(item.module):
+            if not any(lacking.module == item.module for lacking in host.missing(subject.kind, subject.id)):
+                fail(f"{item.module} cannot be hidden, so nothing is known")
+            if host is subject.host:
+                continue  # its class is imported already; that the lack is seen is all there is to see
+            try:
+                host.load(subject.kind, subject.id)
+            except MissingExtraError as error:
+                if item.extra not in str(error):
+                    fail(f"without {item.module} the error does not name {item.extra}: {error}")
+            else:
+                fail(f"it loads without {item.module}, which it says it requires")
+
+
+@check(None, gate=True, hint="Draw from the generator you are given, or from a generator with a fixed seed.")
+def same_seed_same_result(subject: Subject) -> None:
+    """The same seed gives the same result, bit for bit, from a fresh component."""
+    use = exercise_of(subject.kind)
+    if use is None:
+        skip("it has no plain use")
+    with _muted():
+        first, second = use(subject), use(subject)
+    difference = same(first, second)
+    if difference:
+        fail(f"two runs with one seed differ: {difference}")
+
+
+@check(None, gate=True, hint="Restore what you change in a `finally`; use local generators, not global seeds.")
+def leaves_the_process_as_found(subject: Subject) -> None:
+    """Global state is as before: random states, grad mode, default dtype, threads, warning filters, environment."""
+    use = exercise_of(subject.kind)
+    if use is None:
+        skip("it has no plain use")
+    with _muted():
+        use(subject)  # what a first use imports and sets up once is not held against it
+        subject.touched.clear()
+        before = ProcessState()
+        try:
+            use(subject)
+            changed = [*before.changes(), *subject.touched]
+        finally:
+            before.restore()
+    if changed:
+        fail(f"its use changes {', '.join(changed)}")
+
+
+@check(None, hint="Log, or return what you have to say; the command's result stands on standard output.")
+def prints_nothing(subject: Subject) -> None:
+    """Nothing is printed to standard output, which belongs to the command's result."""
+    use = exercise_of(subject.kind)
+    if use is None:
+        skip("it has no plain use")
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        use(subject)
+    if said.getvalue().strip():
+        fail(f"it prints {said.getvalue().strip().splitlines()[0]!r}")
+
+
+@check(None, hint="Keep no open files, locks or lambdas in the component; hold the host by the base class.")
+def can_be_copied(subject: Subject) -> None:
+    """A component can be deep-copied, as a search does with what it configures once."""
+    if subject.kind is Kind.COMMAND or _made_from_a_layer(subject):
+        skip("there is no instance to copy")
+    component = create(subject)
+    if copy.deepcopy(component).id != component.id:
+        fail("the copy has another id")
+
+
+# -- details ----------------------------------------------------------------------------------------------------------
+
+
+def create(subject: Subject) -> Any:
+    """Return a new component, with whatever its kind's constructor wants."""
+    if subject.kind is Kind.ATTENTION and subject.tags.level == "core":
+        from nasdistill.interfaces import AttentionGeometry
+
+        geometry = subject.context("geometry") or AttentionGeometry(heads=2, kv_heads=2, head_dim=8, dim=16, tokens=16)
+        return subject.create(geometry=geometry)
+    return subject.create()
+
+
+def _made_from_a_layer(subject: Subject) -> bool:
+    return subject.kind is Kind.ATTENTION and subject.tags.level == "module"
+
+
+def _options_model(subject: Subject) -> type[BaseModel]:
+    model: type[BaseModel] | None = subject.host.options_model(subject.kind, subject.id)
+    if model is None:
+        skip("it has no options")
+    return model
+
+
+def _installed_plugin(subject: Subject) -> bool:
+    """Return whether a fresh host would find the component too."""
+    plugin = next(item for item in subject.host.plugins() if item.name == subject.record.plugin)
+    return plugin.distribution != "(in process)"
+
+
+@contextlib.contextmanager
+def _muted() -> Iterator[None]:
+    """Keep what a component prints away from the results; that it prints is a check of its own."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+@contextlib.contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """Make a package look as if it were not installed."""
+    missing = object()
+    top = module.partition(".")[0]
+    before = sys.modules.get(top, missing)
+    sys.modules[top] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if before is missing:
+            del sys.modules[top]
+        else:
+            sys.modules[top] = before  # type: ignore[assignment]

@@ -1,0 +1,162 @@
+"""Checks of a plugin as a whole: what its module does when plugins are merely listed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from unittest import SkipTest
+
+from nasdistill.errors import UsageError, did_you_mean
+from nasdistill.host import Host, PluginRecord
+from nasdistill.testing.registry import CheckFailed, CheckSkipped, fail, skip
+from nasdistill.testing.results import CheckResult, Status
+from nasdistill.testing.subject import origin
+
+HEAVY = ("torch", "numpy", "optuna", "transformers", "timm", "diffusers", "networkx", "pandas", "scipy", "onnxruntime")
+"""Packages whose import takes long enough for a user to notice it in every command."""
+
+# Runs in a process of its own: what the import brings in, prints, and whether it reaches for the network.
+_PROBE = """
+import importlib, json, socket, sys
+
+opened = []
+
+def refuse(self, address, *rest):
+    opened.append(str(address))
+    raise OSError("no network while plugins are listed")
+
+socket.socket.connect = refuse
+importlib.import_module("nasdistill")
+from nasdistill import hookimpl
+before = set(sys.modules)
+real, sys.stdout = sys.stdout, sys.stderr
+class Tee:
+    text = ""
+    def write(self, text):
+        Tee.text += text
+    def flush(self):
+        pass
+sys.stdout = Tee()
+sys.path[:0] = json.loads(sys.argv[2])
+importlib.import_module(sys.argv[1])
+sys.stdout = real
+print(json.dumps({"modules": sorted(set(sys.modules) - before), "opened": opened, "printed": Tee.text}))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class PluginCheck:
+    """A check of one plugin.
+
+    Attributes:
+        name: of the check.
+        rule: what holds.
+        hint: the likely fix.
+        host: where the plugin lives.
+        plugin: the plugin.
+        function: the check.
+    """
+
+    name: str
+    rule: str
+    hint: str
+    host: Host
+    plugin: PluginRecord
+    function: Callable[[Host, PluginRecord], None]
+
+    @property
+    def id(self) -> str:
+        """Name for a test runner."""
+        return f"{self.plugin.name}-{self.name}"
+
+    def run(self) -> CheckResult:
+        """Run the check and return what came out."""
+        start = time.perf_counter()
+        status: Status = "passed"
+        message = ""
+        try:
+            self.function(self.host, self.plugin)
+        except CheckSkipped as reason:
+            status, message = "skipped", str(reason)
+        except CheckFailed as failure:
+            status, message = "failed", f"plugin {self.plugin.name} {origin(self.plugin)}: {failure}"
+        return CheckResult(
+            component=self.plugin.name, kind="plugin", check=self.name, example="", status=status, message=message,
+            rule=self.rule, hint=self.hint, seconds=time.perf_counter() - start,
+        )  # fmt: skip
+
+    def __call__(self) -> None:
+        """Run the check as a test; raises AssertionError or unittest.SkipTest."""
+        result = self.run()
+        if not result.ok:
+            raise AssertionError(str(result))
+        if result.status == "skipped":
+            raise SkipTest(result.message)
+
+
+def plugin_checks(host: Host, name: str) -> Iterator[PluginCheck]:
+    """Yield the checks of a plugin.
+
+    Raises:
+        UsageError: no such plugin.
+    """
+    plugin = next((item for item in host.plugins() if item.name == name), None)
+    if plugin is None:
+        known = [item.name for item in host.plugins()]
+        raise UsageError(
+            f"no plugin named {name!r}. {did_you_mean(name, known)}",
+            hint="nasdistill plugins list names them; a plugin is found when its package is installed.",
+        )
+    for function, hint in PLUGIN_CHECKS.items():
+        rule = " ".join((function.__doc__ or "").split("\n\n")[0].split())
+        yield PluginCheck(function.__name__, rule, hint, host, plugin, function)
+
+
+def loads(host: Host, plugin: PluginRecord) -> None:
+    """A plugin loads without a problem, with every component that it registers."""
+    found = [problem for problem in host.problems if problem.plugin == plugin.name]
+    if found:
+        fail("; ".join(str(problem) for problem in found))
+    if plugin.state != "loaded":
+        fail(f"it is {plugin.state}")
+
+
+def brings_components(host: Host, plugin: PluginRecord) -> None:
+    """A plugin registers at least one component."""
+    if plugin.state != "loaded":
+        skip("it does not load")
+    if not any(record.plugin == plugin.name for record in host.specs()):
+        fail("no hook of it returns a component")
+
+
+def imports_light(host: Host, plugin: PluginRecord) -> None:
+    """Importing a plugin's module imports nothing heavy, prints nothing and opens no connection."""
+    if plugin.state != "loaded":
+        skip("it does not load")
+    module = plugin.module.partition(":")[0]
+    if plugin.distribution == "(in process)":
+        skip("it was handed over in this process, there is no module to import")
+    command = [sys.executable, "-c", _PROBE, module, json.dumps([entry for entry in sys.path if entry])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    if done.returncode:
+        fail(f"its module {module} cannot be imported alone: {done.stderr.strip().splitlines()[-1:]}")
+    seen = json.loads(done.stdout)
+    heavy = [name for name in HEAVY if name in seen["modules"]]
+    if heavy:
+        fail(f"importing {module} imports {', '.join(heavy)}, which every nasdistill command then waits for")
+    if seen["opened"]:
+        fail(f"importing {module} connects to {', '.join(seen['opened'])}")
+    if seen["printed"].strip():
+        fail(f"importing {module} prints {seen['printed'].strip().splitlines()[0]!r}")
+
+
+PLUGIN_CHECKS: dict[Callable[[Host, PluginRecord], None], str] = {
+    loads: "The message names the stage: import, plugin API, registration, hook or spec.",
+    brings_components: "Mark the hook functions with nasdistill.hookimpl and return the specs.",
+    imports_light: 'Name classes as "module:Class" texts in the specs; import torch in the component\'s own file.',
+}
+"""Check -> likely fix, in the order run."""

@@ -1,0 +1,45 @@
+"""The checks themselves: sound components pass all, a broken one fails exactly the check that is about its fault."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+
+import pytest
+
+from nasdistill.spec.component import Kind
+from nasdistill.testing import all_checks, check_component
+from nasdistill.testing.results import failures
+
+ZOOS = [name for name in ("common", *Kind) if importlib.util.find_spec(f"zoo_{name}")]
+SOUND = [spec for name in ZOOS for spec in importlib.import_module(f"zoo_{name}").SOUND]
+BROKEN = [item for name in ZOOS for item in importlib.import_module(f"zoo_{name}").BROKEN]
+
+
+@pytest.mark.parametrize("spec", SOUND, ids=lambda spec: f"{spec.kind.value}-{spec.name}")
+def test_a_sound_component_passes_every_check(spec):
+    assert check_component(spec, thorough=True)
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=str)
+def test_a_broken_component_fails_its_check_and_no_other(broken):
+    thorough = next(item.thorough for item in all_checks() if item.name == broken.check)
+    found = failures(check_component(broken.spec, thorough=thorough, on_fail="record"))
+    assert [result.check for result in found] == [broken.check], "\n".join(map(str, found))
+    assert broken.says in found[0].message
+    assert broken.spec.name in found[0].message
+    assert found[0].rule
+    assert found[0].hint
+
+
+def test_every_check_catches_somebody():
+    caught = {(item.check, None if item.check in COMMON else item.spec.kind) for item in BROKEN}
+    missing = [item for item in all_checks() if (item.name, item.kind) not in caught]
+    assert [f"{item.kind or 'every kind'}: {item.name}" for item in missing if item.name not in ELSEWHERE] == []
+
+
+COMMON = {item.name for item in all_checks() if item.kind is None}
+ELSEWHERE = {
+    "spec_is_well_formed": "the host leaves a malformed spec out before a check sees it: test_run.py",
+    "missing_packages_are_named": "it needs an installed plugin: test_run.py",
+}
