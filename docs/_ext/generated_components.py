@@ -1,0 +1,109 @@
+"""The bundled components, one section each, from their specs, options models and modules."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from markdown_pieces import code, table
+
+from nasdistill.cli.plugins import describe
+from nasdistill.host import Host
+from nasdistill.host.hookspecs import HOOKS
+from nasdistill.host.registry import label
+from nasdistill.spec.component import Kind
+
+ROOT = Path(__file__).parents[2]
+
+BOUNDS = {
+    "ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "multiple of", "min_length": "length ≥",
+    "max_length": "length ≤", "pattern": "matches",
+}  # fmt: skip
+
+
+@functools.cache
+def host() -> Host:
+    """Return a host with the bundled plugins and nothing else."""
+    return Host.load(third_party=False)
+
+
+def kinds() -> str:
+    """Return the table of kinds: what is bundled, and by which hook a plugin brings more."""
+    rows = []
+    for hook, kind in HOOKS.items():
+        number = len(host().specs(kind))
+        page = f"[{label(kind)}](components/{kind.value}.md)"
+        rows.append((page, str(number) if number else "none yet", code(f"{hook}()")))
+    return table(("kind", "bundled", "hook"), rows)
+
+
+def components(kind: str) -> str:
+    """Return a section for every bundled component of a kind."""
+    records = host().specs(Kind(kind))
+    if not records:
+        return "None is bundled yet; plugins can bring some.\n"
+    listing = table(("id", "summary"), [(f"[`{r.id}`](#{_anchor(r.kind, r.id)})", r.spec.summary) for r in records])
+    return "\n".join([listing, *(_component(describe(host(), record)) for record in records)])
+
+
+def _anchor(kind: Kind, identifier: str) -> str:
+    return f"{kind.value}-{identifier.replace(':', '-')}".replace("_", "-")
+
+
+def _component(details: dict[str, Any]) -> str:
+    if details["problem"]:
+        raise RuntimeError(f"{details['id']}: {details['problem']}")
+    module, _, name = details["target"].partition(":")
+    file = Path(details["source"]["file"]).relative_to(ROOT)
+    facts = [
+        ("source", code(f"{file}:{details['source']['line']}")),
+        ("references", ", ".join(map(_reference, details["references"]))),
+        ("left out", details["left_out"]),
+        ("needs", ", ".join(f"{code(r['module'])} (`pip install '{r['extra']}'`)" for r in details["requires"])),
+        ("since", f"{details['since']}, {details['maturity']}"),
+        ("tags", ", ".join(code(f"{tag} = {value!r}") for tag, value in details["tags"].items())),
+    ]
+    parts = [
+        f"({_anchor(Kind(details['kind']), details['id'])})=",
+        f"## {details['id']}",
+        details["summary"],
+        table(("", ""), [fact for fact in facts if fact[1]]),
+        options_table(details["options"]),
+        f"```{{eval-rst}}\n.. autoclass:: {module}.{name}\n   :no-members:\n```",
+        docstring(importlib.import_module(module)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def options_table(options: list[dict[str, Any]] | None) -> str:
+    """Return the table of a component's options."""
+    if not options:
+        return "No options."
+    rows = []
+    for option in options:
+        bounds = [f"{BOUNDS[name]} {value}" for name, value in option["bounds"].items()]
+        if option["search"]:
+            bounds.append(f"search: {', '.join(map(str, option['search']))}")
+        default = "required" if option["required"] else code(json.dumps(option["default"]))
+        rows.append((code(option["name"]), code(option["type"]), default, "; ".join(bounds), option["help"]))
+    return table(("option", "type", "default", "bounds, values a search may try", "meaning"), rows)
+
+
+def docstring(thing: Any) -> str:
+    """Return a docstring as Markdown: roles and double backticks become plain code."""
+    text = inspect.getdoc(thing) or ""
+    text = re.sub(r":[a-z]+:`~?([^`]+)`", r"`\1`", text)
+    return text.replace("``", "`")
+
+
+def _reference(text: str) -> str:
+    if text.startswith("arXiv:"):
+        return f"[{text}](https://arxiv.org/abs/{text.removeprefix('arXiv:')})"
+    if text.startswith("doi:"):
+        return f"[{text}](https://doi.org/{text.removeprefix('doi:')})"
+    return f"<{text}>" if text.startswith("https://") else text
