@@ -26,10 +26,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.add_argument("--kind", metavar="K", help="which kind, where several have a component of that name")
     show.add_argument("--json", action="store_true", help="JSON instead of text")
 
+    from nasdistill.cli import plugin_check
+
+    check = actions.add_parser("check", help="run the contract checks of a plugin or a component")
+    plugin_check.add_arguments(check)
+
 
 def run(args: argparse.Namespace) -> int:
     """Run the chosen action."""
-    return {"list": _list, "show": _show}[args.action](args)
+    from nasdistill.cli import plugin_check
+
+    return {"list": _list, "show": _show, "check": plugin_check.run}[args.action](args)
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -40,7 +47,7 @@ def _list(args: argparse.Namespace) -> int:
     if args.problems:
         return _list_problems(Host.load(disable=args.no_plugin), as_json=args.json)
     host = load_host(args)
-    records = host.specs(_kind_name(args.kind))
+    records = host.specs(kind_name(args.kind))
     if args.json:
         output.print_json([brief(record) for record in records])
         return 0
@@ -78,7 +85,7 @@ def brief(record: ComponentRecord) -> dict[str, Any]:
     }
 
 
-def _kind_name(text: str | None) -> Any:
+def kind_name(text: str | None) -> Any:
     """Return the text of ``--kind`` as kinds are written: ``search-spaces`` is understood too."""
     if text is None:
         return None
@@ -92,7 +99,7 @@ def _show(args: argparse.Namespace) -> int:
     from nasdistill.cli.common import load_host
 
     host = load_host(args)
-    record = _choose(host, args.name, _kind_name(args.kind))
+    record = choose(host, args.name, kind_name(args.kind))
     if record is None:
         return _show_plugin(host, args.name, as_json=args.json)
     details = describe(host, record)
@@ -103,7 +110,7 @@ def _show(args: argparse.Namespace) -> int:
     return 0
 
 
-def _choose(host: Host, name: str, kind: Any) -> ComponentRecord | None:
+def choose(host: Host, name: str, kind: Any) -> ComponentRecord | None:
     """Return the component that is meant; None when `name` is a plugin.
 
     Raises:
