@@ -108,6 +108,7 @@ def test_samples_are_independent(name, n):
 
 @pytest.mark.parametrize("n", [5, 40])
 @every_core
+@pytest.mark.paper("2202.06258", "attention:flow")
 def test_gradients(name, n):
     """Checked against finite differences, in random directions for the longer sequence."""
     core = build(name, dim=3)
@@ -121,6 +122,8 @@ def test_gradients(name, n):
 
 @pytest.mark.parametrize("n", [1, 6, 64, LONG])
 @cores(lambda t: t.causal == "strict")
+@pytest.mark.paper("2202.06258", "attention:flow")
+@pytest.mark.paper("2410.10781", "attention:sigmoid")
 def test_a_later_token_changes_nothing_earlier_bitwise(name, n):
     core = build(name)
     ctx = AttentionContext(mask=AttentionMask(causal=True))
@@ -222,6 +225,7 @@ def test_grouped_heads_are_repeated_heads(name, n):
 
 @pytest.mark.parametrize(("n", "m"), [(1, 9), (9, 1), (40, 60), (60, 40)])
 @cores(lambda t: t.cross)
+@pytest.mark.paper("2202.06258", "attention:flow")
 def test_cross_attention(name, n, m):
     core, inputs = build(name), qkv(n, m=m, value_dim=5)
     out = core(*inputs, AttentionContext()).out
@@ -247,6 +251,7 @@ def test_map_times_values_is_the_output(name, n):
 
 @pytest.mark.parametrize("steps", [[1] * 40, [7, 1, 30, 2], [LONG - 1, 1]])
 @cores(lambda t: t.decodes)
+@pytest.mark.paper("2202.06258", "attention:flow")
 def test_decoding_equals_the_parallel_form(name, steps):
     core, n = build(name), sum(steps)
     inputs = qkv(n, kv_heads=1)

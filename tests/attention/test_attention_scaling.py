@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "attention_scaling.py"
 
 
+@pytest.mark.paper("2202.06258", "attention:flow")
 def test_quick_run(tmp_path):
     target = tmp_path / "scaling.json"
     command = [sys.executable, str(SCRIPT), "--quick", "--tokens", "256", "--json", str(target)]

@@ -69,6 +69,7 @@ def causal_flow_reference(q, k, v, eps=PAPER_EPS):
 
 @pytest.mark.parametrize(("n", "m"), [(9, 9), (1, 9), (9, 1), (5, 12)])
 @pytest.mark.parametrize("clamp", [None, 1.0])
+@pytest.mark.paper("2202.06258", "attention:flow")
 def test_both_forms_equal_the_definition(n, m, clamp):
     q, k, v = made((n, 6), (m, 6), (m, 4))
     expected, _, _ = flow_reference(q, k, v, clamp=clamp)
@@ -80,12 +81,14 @@ def test_both_forms_equal_the_definition(n, m, clamp):
 
 
 @pytest.mark.parametrize(("n", "m"), [(3, 3), (64, 64), (200, 90)])
+@pytest.mark.paper("2202.06258", "attention:flow")
 def test_linear_form_equals_explicit_form(n, m):
     q, k, v = made((2, 3, n, 8), (2, 3, m, 8), (2, 3, m, 5), dtype=torch.float32)
     explicit, _ = flow_attention_explicit(q, k, v)
     torch.testing.assert_close(flow_attention(q, k, v), explicit, rtol=0, atol=1e-5)
 
 
+@pytest.mark.paper("2202.06258", "attention:flow")
 def test_causal_form_equals_the_definition():
     q, k, v = made((17, 6), (17, 6), (17, 4))
     expected = causal_flow_reference(q, k, v)
@@ -96,6 +99,7 @@ def test_causal_form_equals_the_definition():
         torch.testing.assert_close((share @ v)[0, 0], out[0, 0])
 
 
+@pytest.mark.paper("2202.06258", "attention:flow")
 def test_flow_is_conserved():
     """sum of Ihat = m and sum of Ohat = n: for the definition at eps = 0, for ours at its own eps."""
     n, m = 7, 11
@@ -109,6 +113,7 @@ def test_flow_is_conserved():
     assert (flows / flows.sum(1, keepdim=True)).sum() == pytest.approx(n, abs=1e-12)
 
 
+@pytest.mark.paper("2202.06258", "attention:flow")
 def test_order_of_sources_does_not_matter_and_sinks_keep_their_order():
     q, k, v = made((1, 2, 40, 8), (1, 2, 50, 8), (1, 2, 50, 8))
     out = flow_attention(q, k, v)
@@ -117,6 +122,7 @@ def test_order_of_sources_does_not_matter_and_sinks_keep_their_order():
     torch.testing.assert_close(flow_attention(q[:, :, sinks], k, v), out[:, :, sinks])
 
 
+@pytest.mark.paper("2202.06258", "attention:flow")
 def test_equal_sources_give_their_value_times_the_allocation():
     q, k, c = made((9, 6), (1, 6), (1, 4))
     n, m = 9, 5

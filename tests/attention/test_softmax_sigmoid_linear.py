@@ -56,6 +56,7 @@ MASKS = [
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("scale", [None, 0.7])
 @pytest.mark.parametrize("n", [5, 3, 7])
+@pytest.mark.paper("2410.10781", "attention:sigmoid")
 def test_softmax_and_sigmoid_equal_their_definitions(mask, with_bias, scale, n):
     q, k, v, bias = made((2, 2, n, 8), (2, 2, 5, 8), (2, 2, 5, 3), (2, n, 5))
     bias = bias if with_bias else None
@@ -97,6 +98,7 @@ def test_softmax_with_a_bias_of_minus_infinity_on_a_whole_row():
     assert all(x.grad.isfinite().all() for x in (q, k, v))
 
 
+@pytest.mark.paper("2410.10781", "attention:sigmoid")
 def test_sigmoid_weighs_each_key_on_its_own():
     """More keys change no weight; with normalisation they do, and rows sum to 1."""
     q, k, v = made((1, 2, 4, 8), (1, 2, 9, 8), (1, 2, 9, 8))
@@ -110,6 +112,7 @@ def test_sigmoid_weighs_each_key_on_its_own():
     torch.testing.assert_close(normalised.sum(-1), torch.ones(1, 2, 4, dtype=torch.float64), rtol=0, atol=1e-7)
 
 
+@pytest.mark.paper("2410.10781", "attention:sigmoid")
 def test_sigmoid_without_normalisation_does_not_overflow_half_precision():
     core = SigmoidAttention(geometry=GEOMETRY)
     q, k, v = (x.half() for x in made((1, 2, 2048, 8), (1, 2, 2048, 8), (1, 2, 2048, 8), dtype=torch.float32))

@@ -109,6 +109,10 @@ def test_finite_nonnegative_and_declared_parameters(case):
 
 
 @pytest.mark.parametrize("name", sorted(PAIRS.keys() - {"relation-logits"}))  # that one compares different sites
+@pytest.mark.paper("2002.10957", "losses:minilm")
+@pytest.mark.paper("2012.15828", "losses:minilmv2")
+@pytest.mark.paper("2303.15678", "losses:relation")
+@pytest.mark.paper("2306.01526", "losses:spatial_attention")
 def test_zero_at_identity(host, name):
     case = Case(host, name, teacher_like_student=True)
     assert case.tags.zero_at_identity
@@ -116,6 +120,10 @@ def test_zero_at_identity(host, name):
     assert abs(case.value(*case.traces()).item()) < 2e-6
 
 
+@pytest.mark.paper("2002.10957", "losses:minilm")
+@pytest.mark.paper("2012.15828", "losses:minilmv2")
+@pytest.mark.paper("2303.15678", "losses:relation")
+@pytest.mark.paper("2306.01526", "losses:spatial_attention")
 def test_no_gradient_into_the_teacher(case):
     student, teacher = case.traces()
     assert any(signal.tensor.requires_grad for signal in teacher.signals.values())
@@ -125,6 +133,8 @@ def test_no_gradient_into_the_teacher(case):
     assert all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in case.student.parameters())
 
 
+@pytest.mark.paper("2002.10957", "losses:minilm")
+@pytest.mark.paper("2012.15828", "losses:minilmv2")
 def test_repeating_the_batch_changes_nothing(case):
     student, teacher = (trace.detach() for trace in case.traces())
     once = case.value(student, teacher)
@@ -133,6 +143,8 @@ def test_repeating_the_batch_changes_nothing(case):
 
 
 @pytest.mark.parametrize("name", sorted(name for name in PAIRS if isinstance(PAIRS[name][2](), Text)))
+@pytest.mark.paper("2002.10957", "losses:minilm")
+@pytest.mark.paper("2012.15828", "losses:minilmv2")
 def test_padding_has_no_influence(host, name):
     case = Case(host, name)
     student, teacher = (trace.detach() for trace in case.traces())
@@ -239,6 +251,7 @@ def _geometry(model, label, batch=None):
         ("spatial_attention", {}, Text(16, 2, 2), Vision(), ["(7, 16)", "(16, 24)"]),
     ],
 )
+@pytest.mark.paper("2002.10957", "losses:minilm")
 def test_impossible_pairs_are_refused_with_both_shapes(host, loss, options, student, teacher, shapes):
     built = host.create(Kind.LOSS, loss, options)
     with pytest.raises(MismatchError) as caught:
@@ -270,6 +283,8 @@ def _sevenfold(model):
     ],
     ids=["width", "heads", "classes"],
 )
+@pytest.mark.paper("2002.10957", "losses:minilm")
+@pytest.mark.paper("2012.15828", "losses:minilmv2")
 def test_pairs_that_differ_are_refused_exactly_where_the_tags_say(host, loss, tag, student, teacher):
     built = host.create(Kind.LOSS, loss)
     pair = _geometry(student, "s"), _geometry(teacher, "t")

@@ -16,8 +16,9 @@ from nasdistill_losses.hidden import HiddenStates, hidden_loss
 from nasdistill_losses.kd import KnowledgeDistillation, kd_loss
 from nasdistill_losses.minilm import MiniLM
 from nasdistill_losses.minilmv2 import MiniLMv2
-from nasdistill_losses.relation import angle_loss, distance_loss, similarity_loss
+from nasdistill_losses.relation import SampleRelations, angle_loss, distance_loss, similarity_loss
 from nasdistill_losses.spatial_attention import spatial_attention_loss
+from nasdistill_proxies.diswot import relation_score
 
 BATCH = Batch({}, None, torch.arange(3))
 STEP = StepInfo()
@@ -202,6 +203,7 @@ def _loop(teacher, student, heads, causal=False):
 
 
 @pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.paper("2002.10957", "losses:minilm")
 def test_minilm_equals_the_loop_over_truncated_samples(causal):
     student, teacher = _random(2, 4, causal=causal), _random(2, 8, causal=causal)
     loss = MiniLM()
@@ -217,6 +219,7 @@ def _resplit(x, heads):
     return x.transpose(1, 2).reshape(3, 6, heads, -1).transpose(1, 2)
 
 
+@pytest.mark.paper("2012.15828", "losses:minilmv2")
 def test_minilmv2_equals_the_loop_with_other_heads_and_widths():
     student, teacher = _random(2, 6), _random(4, 6)
     loss = MiniLMv2({"relation_heads": 3, "relations": ["qq", "kk", "vv", "qk"], "weights": [1, 2, 3, 4]})
@@ -227,6 +230,7 @@ def test_minilmv2_equals_the_loop_with_other_heads_and_widths():
         assert terms[name].item() == pytest.approx(weight * _loop(*parts, 3), abs=2e-6)
 
 
+@pytest.mark.paper("2012.15828", "losses:minilmv2")
 def test_minilmv2_weights_are_thirds_and_heads_fall_back_to_a_common_divisor():
     student, teacher = _random(2, 6), _random(4, 6)
     thirds, ones = MiniLMv2(), MiniLMv2({"weights": [1, 1, 1]})
@@ -239,6 +243,8 @@ def test_minilmv2_weights_are_thirds_and_heads_fall_back_to_a_common_divisor():
         MiniLMv2({"weights": [1, 1]})
 
 
+@pytest.mark.paper("2002.10957", "losses:minilm")
+@pytest.mark.paper("2012.15828", "losses:minilmv2")
 def test_v2_with_the_attentions_own_heads_on_v_equals_v1s_value_term():
     student, teacher = _random(2, 4), _random(2, 8)
     first, second = MiniLM(), MiniLMv2({"relation_heads": 2, "relations": ["vv"]})
@@ -247,6 +253,8 @@ def test_v2_with_the_attentions_own_heads_on_v_equals_v1s_value_term():
     assert torch.equal(first(student, teacher, BATCH, STEP)["value"], second(student, teacher, BATCH, STEP)["vv"])
 
 
+@pytest.mark.paper("2002.10957", "losses:minilm")
+@pytest.mark.paper("2012.15828", "losses:minilmv2")
 def test_relations_do_not_see_rotations_or_permutations_inside_a_head():
     teacher = _random(2, 8)
     rotation = torch.linalg.qr(torch.randn(2, 8, 8)).Q
@@ -261,6 +269,7 @@ def test_relations_do_not_see_rotations_or_permutations_inside_a_head():
     assert first(mixed, teacher, BATCH, STEP)["value"].item() > 1e-3
 
 
+@pytest.mark.paper("2002.10957", "losses:minilm")
 def test_kl_of_two_tokens_by_hand():
     """Uniform teacher, sharp student: KL(teacher || student), not the other way round."""
     zero = torch.zeros(1, 1, 2, 1)
@@ -291,6 +300,7 @@ def test_rows_that_may_attend_to_nothing_do_not_count():
     assert gradient[0, :, 4].any()
 
 
+@pytest.mark.paper("2002.10957", "losses:minilm")
 def test_padding_is_read_off_the_mask_where_nobody_says_it():
     student, teacher = _random(2, 4), _random(2, 4)
     loss = MiniLM()
@@ -318,6 +328,7 @@ def test_shared_value_heads_count_for_each_query_head():
     (24, "auto", 20), (24, "upper_middle", 20), (24, "last", 23), (12, "auto", 11), (4, "upper_middle", 3),
     (24, 18, 18), (24, -2, 22),
 ])  # fmt: skip
+@pytest.mark.paper("2012.15828", "losses:minilmv2")
 def test_teacher_layer_rule(layers, option, expected):
     for loss in (MiniLM({"teacher_layer": option}), MiniLMv2({"teacher_layer": option})):
         loss.build(_heads(2, 4, layers=3), _heads(2, 4, layers=layers), {})
@@ -326,6 +337,8 @@ def test_teacher_layer_rule(layers, option, expected):
 
 
 @pytest.mark.parametrize("kind", [MiniLM, MiniLMv2])
+@pytest.mark.paper("2002.10957", "losses:minilm")
+@pytest.mark.paper("2012.15828", "losses:minilmv2")
 def test_layers_after_the_chosen_one_get_no_gradient(kind):
     student, teacher, batch = Text(16, 2, 3), Text(), text_batch()
     plans = plan_of(student, batch, "s"), plan_of(teacher, batch, "t")
@@ -349,6 +362,7 @@ def test_layers_after_the_chosen_one_get_no_gradient(kind):
 
 
 @pytest.mark.parametrize("power", [1.0, 2.0, 4.0])
+@pytest.mark.paper("2306.01526", "losses:spatial_attention")
 def test_attention_transfer_by_loop(power):
     student, teacher = torch.randn(3, 4, 5, 6), torch.randn(3, 7, 5, 6)
     expected = cosine = 0.0
@@ -364,6 +378,7 @@ def test_attention_transfer_by_loop(power):
     assert value == pytest.approx(cosine, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.paper("2306.01526", "losses:spatial_attention")
 def test_attention_transfer_ignores_scale_channel_order_and_sign():
     student, teacher = torch.randn(2, 4, 5, 5), torch.randn(2, 6, 5, 5)
     base = spatial_attention_loss(student, teacher)
@@ -373,6 +388,7 @@ def test_attention_transfer_ignores_scale_channel_order_and_sign():
     assert spatial_attention_loss(student, 2.5 * student.flip(1)).item() == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.paper("2306.01526", "losses:spatial_attention")
 def test_position_divergence_by_loop():
     student, teacher = torch.randn(3, 4, 5, 6), torch.randn(3, 7, 5, 6)
     temperature = 3.0
@@ -396,6 +412,7 @@ def test_maps_of_other_sizes_are_reduced():
 # ---- relations among samples -------------------------------------------------------------------------------------
 
 
+@pytest.mark.paper("2303.15678", "losses:relation")
 def test_similarity_by_loop():
     student, teacher = torch.randn(5, 8), torch.randn(5, 11)
     rows = []
@@ -406,7 +423,18 @@ def test_similarity_by_loop():
     assert similarity_loss(student, teacher).item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.paper("2303.15678", "losses:relation")
+def test_similarity_is_the_batch_size_times_diswots_relation_term():
+    """What the search scores is what the loss lowers; the paper divides by B twice."""
+    student, teacher = torch.randn(5, 3, 4, 4), torch.randn(5, 6, 2, 2)
+    loss = SampleRelations({"student_site": "features.0", "teacher_site": "features.0"})
+    loss.build(_geometry("features", (3, 4, 4), "map"), _geometry("features", (6, 2, 2), "map"), {})
+    value = loss(*(Trace({Site("features", 0): Signal(x, "map")}) for x in (student, teacher)), BATCH, STEP)
+    assert value["similarity"].item() / 5 == pytest.approx(-relation_score(student, teacher), rel=1e-5)
+
+
 @pytest.mark.parametrize("loss", [similarity_loss, distance_loss, angle_loss])
+@pytest.mark.paper("2303.15678", "losses:relation")
 def test_sample_relations_ignore_scale_and_rotation(loss):
     student, teacher = torch.randn(5, 8), torch.randn(5, 11)
     base = loss(student, teacher)

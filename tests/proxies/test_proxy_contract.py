@@ -56,6 +56,7 @@ def test_proxies_are_the_ones_promised():
 
 
 @pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.paper("2303.15678", "proxies:diswot")
 def test_scores_are_finite_and_repeat(proxy, spec, host, name):
     model, teacher = pair(name)
     first, second = run(proxy, spec, model, teacher), run(proxy, spec, model, teacher)
@@ -71,6 +72,7 @@ def test_scores_are_finite_and_repeat(proxy, spec, host, name):
 
 
 @pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.paper("2303.15678", "proxies:diswot")
 def test_nothing_of_the_callers_changes(proxy, spec, name):
     model, teacher = pair(name)
     model.train()

@@ -350,6 +350,7 @@ def explicit_relation(student, teacher):
 
 
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.paper("2303.15678", "proxies:diswot")
 def test_semantic_closed_form_equals_the_definition(seed):
     rng = torch.Generator().manual_seed(seed)
     student, teacher = torch.randn(2, 10, 16, generator=rng, dtype=torch.float64)
@@ -359,6 +360,7 @@ def test_semantic_closed_form_equals_the_definition(seed):
     assert semantic_score(student, teacher) == pytest.approx(explicit_semantic(student, teacher), abs=1e-6)
 
 
+@pytest.mark.paper("2303.15678", "proxies:diswot")
 def test_semantic_closed_form_on_real_gradients():
     grads = []
     for seed in (0, 1):
@@ -369,6 +371,7 @@ def test_semantic_closed_form_on_real_gradients():
     assert -4.0 <= value < 0.0
 
 
+@pytest.mark.paper("2303.15678", "proxies:diswot")
 def test_semantic_properties():
     rng = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, 6, 12, generator=rng)
@@ -381,6 +384,7 @@ def test_semantic_properties():
         semantic_score(student[:, :5], teacher)
 
 
+@pytest.mark.paper("2303.15678", "proxies:diswot")
 def test_relation_properties():
     rng = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(9, 6, 4, 4, generator=rng), torch.randn(9, 10, 2, 2, generator=rng)
@@ -395,6 +399,7 @@ def test_relation_properties():
 
 
 @pytest.mark.parametrize("kind", [SmallResNet, SmallViT])
+@pytest.mark.paper("2303.15678", "proxies:diswot")
 def test_diswot_of_the_teacher_itself_is_zero(kind):
     score = DisWot().score(candidate(built(kind).train(), teacher=built(kind).eval()))
     assert score.value == pytest.approx(0.0, abs=1e-9)
@@ -402,6 +407,7 @@ def test_diswot_of_the_teacher_itself_is_zero(kind):
     assert score.note == ""
 
 
+@pytest.mark.paper("2303.15678", "proxies:diswot")
 def test_diswot_is_the_sum_of_its_terms_and_ignores_the_scale_of_the_loss():
     def once(**changes):
         return DisWot().score(candidate(built(SmallResNet), teacher=built(SmallResNet, seed=1), **changes))

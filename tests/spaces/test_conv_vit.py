@@ -96,6 +96,7 @@ def test_heads_that_do_not_divide_the_width_are_refused_where_they_must(host):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.paper("2202.06258", "spaces:conv_vit")
 def test_every_bundled_variant_can_stand_in_a_block(space, variant):
     arch = points(space, attention=variant)
     model = space.build(arch, DIGITS).eval()
@@ -137,6 +138,7 @@ def test_fixed_positions_cost_nothing_and_are_not_saved(host):
 
 @pytest.mark.parametrize("calibrated", [False, True])
 @pytest.mark.parametrize("position", ["learned", "sincos"])
+@pytest.mark.paper("2407.14679", "spaces:conv_vit")
 def test_the_same_architecture_inherits_bit_for_bit(host, calibrated, position):
     space = host.create(Kind.SEARCH_SPACE, "conv_vit", {**TINY, "position": position})
     arch = space.reference()
@@ -163,6 +165,7 @@ def test_inheriting_leaves_the_teacher_as_it_was(space):
 
 
 @pytest.mark.parametrize("calibrated", [False, True])
+@pytest.mark.paper("2407.14679", "spaces:conv_vit")
 def test_cutting_heads_and_neurons_is_the_teacher_with_those_columns_at_zero(space, calibrated):
     arch = points(space, heads=2, mlp_ratio=1)
     teacher = shake(space.build(space.reference(), DIGITS)).double()
@@ -185,6 +188,7 @@ def test_cutting_heads_and_neurons_is_the_teacher_with_those_columns_at_zero(spa
     assert torch.allclose(student(image), masked(image), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.paper("2407.14679", "spaces:conv_vit")
 def test_the_heads_and_neurons_that_write_most_are_kept(space):
     teacher = shake(space.build(space.reference(), DIGITS))
     with torch.no_grad():
@@ -201,6 +205,39 @@ def test_the_heads_and_neurons_that_write_most_are_kept(space):
             assert torch.equal(ours.mlp.fc2.weight, theirs.mlp.fc2.weight[:, 1::2])
 
 
+@pytest.mark.parametrize("calibrated", [False, True])
+@pytest.mark.paper("2407.14679", "spaces:conv_vit")
+def test_parts_that_do_nothing_are_cut_without_a_trace(space, calibrated):
+    """Heads and neurons that write nothing go, and the outputs stay; channels that say nothing go first, too."""
+    teacher = shake(space.build(space.reference(), DIGITS))
+    dead = torch.tensor([1, 4, 5, 30])
+    with torch.no_grad():
+        for block in teacher.blocks:
+            block.attn.proj.weight[:, 8:24] = 0  # heads 1 and 2 of 4
+            block.mlp.fc2.weight[:, ::2] = 0
+    data = [batch()] if calibrated else ()
+    arch = points(space, heads=2, mlp_ratio=2)
+    student = space.build(arch, DIGITS).eval()
+    report = space.inherit(student, arch, teacher, calibration=data)
+    assert report.copied == report.total == space.cost(arch, DIGITS).params
+    image = torch.randn(4, 1, 8, 8)
+    assert torch.allclose(student(image), teacher(image), atol=1e-5)
+    with torch.no_grad():
+        for norm in [teacher.norm, *(norm for block in teacher.blocks for norm in (block.norm1, block.norm2))]:
+            norm.weight[dead] = norm.bias[dead] = 0
+        writers = [layer for block in teacher.blocks for layer in (block.attn.proj, block.mlp.fc2)]
+        for layer in writers:
+            layer.weight[dead] = layer.bias[dead] = 0
+        teacher.stem[-1].norm.weight[dead] = teacher.stem[-1].norm.bias[dead] = 0
+        teacher.position[..., dead] = 0
+    arch = points(space, width=16)
+    student = space.build(arch, DIGITS)
+    space.inherit(student, arch, teacher, calibration=data)
+    kept = {int((teacher.norm.weight == value).nonzero()) for value in student.norm.weight}
+    assert not kept & set(dead.tolist())
+
+
+@pytest.mark.paper("2407.14679", "spaces:conv_vit")
 def test_channels_are_cut_alike_in_all_layers(space):
     teacher = shake(space.build(space.reference(), DIGITS))
     arch = points(space, width=16, stem_width=8, heads=2, mlp_ratio=2, depth=2)
@@ -260,6 +297,7 @@ def test_the_report_counts_what_changed(space):
 
 
 @pytest.mark.parametrize("variant", VARIANTS[1:])
+@pytest.mark.paper("2202.06258", "spaces:conv_vit")
 def test_other_variants_start_from_the_same_projections(space, variant):
     teacher = shake(space.build(space.reference(), DIGITS))
     arch = points(space, attention=variant)

@@ -42,6 +42,7 @@ def point(space, **changes):
         ("projection", 100, 278_324),  # resnet20 of the CIFAR-100 distillation literature: "0.28M"
     ],
 )
+@pytest.mark.paper("2303.15678", "spaces:resnet_s0")
 def test_the_default_is_resnet_20(host, shortcut, classes, params):
     space = host.create(Kind.SEARCH_SPACE, "resnet_s0", {"shortcut": shortcut})
     io = IOSpec("image", (3, 32, 32), classes)
@@ -51,6 +52,7 @@ def test_the_default_is_resnet_20(host, shortcut, classes, params):
 
 
 @pytest.mark.parametrize(("blocks", "params"), [(5, 464_154), (7, 658_586), (9, 853_018)])
+@pytest.mark.paper("2303.15678", "spaces:resnet_s0")
 def test_deeper_ones_have_the_known_sizes_too(host, blocks, params):
     """ResNet-32, -44 and -56: 0.46M, 0.66M, 0.85M."""
     space = host.create(Kind.SEARCH_SPACE, "resnet_s0", {"shortcut": "pad", "blocks": [blocks]})
@@ -61,6 +63,7 @@ def test_resnet_20_costs_41_million_macs(space):
     assert round(space.cost(space.default(), CIFAR).macs / 1e6, 1) == pytest.approx(40.8, abs=0.3)
 
 
+@pytest.mark.paper("2303.15678", "spaces:resnet_s0")
 def test_s0_is_a_part_of_the_space_with_64_points(host, space):
     [s0] = space.subspaces()
     assert s0.name == "s0"

@@ -222,6 +222,7 @@ def flops(model: torch.nn.Module, image: torch.Tensor) -> int:
 
 @QUICK
 @given(seed=st.integers(0, 2**32), which=st.integers(0, len(INPUTS) - 1))
+@pytest.mark.paper("2407.14679", "spaces:conv_vit")
 def test_points_build_run_and_cost_what_is_said(host, seed, which):
     io = INPUTS[which]
     for name, options in (
