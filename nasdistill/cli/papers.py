@@ -116,10 +116,10 @@ def _nothing(args: argparse.Namespace, every: Sequence[Realisation]) -> str:
     from nasdistill.errors import did_you_mean
 
     if not args.words:
-        return f"no system is {args.state}"
+        return f"no system is in the state {args.state!r}"
     text = " ".join(args.words)
     known = {word.lower() for item in every for word in re.findall(r"\w[\w-]{3,}", item.system.title)}
-    state = f" that is {args.state}" if args.state else ""
+    state = f" in the state {args.state!r}" if args.state else ""
     missing = [word for word in args.words if not any(_has([word.lower()], _names(item)) for item in every)]
     close = did_you_mean(missing[0].lower(), known) if missing else ""
     return f"no system{state} fits {text!r}. {close if close.startswith('Did') else ''}".rstrip()
