@@ -26,6 +26,22 @@ def cache_folder() -> Path:
     return base / "nasdistill"
 
 
+def config_folder() -> Path:
+    """Return the folder of the user's settings, which need not exist yet.
+
+    ``NASDISTILL_CONFIG_HOME`` when set, else ``nasdistill`` in ``XDG_CONFIG_HOME``, else ``~/.config/nasdistill``.
+
+    Raises:
+        RuntimeError: the user has no home.
+    """
+    own = os.environ.get("NASDISTILL_CONFIG_HOME")
+    if own:
+        return Path(own).expanduser()
+    shared = os.environ.get("XDG_CONFIG_HOME")
+    base = Path(shared) if shared and Path(shared).is_absolute() else Path.home() / ".config"
+    return base / "nasdistill"
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it takes the name, on an error it is removed.

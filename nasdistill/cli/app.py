@@ -30,6 +30,7 @@ options for every command:
   -v, --verbose         say more (-vv: say everything)
   --debug               show the traceback of an error
   --no-plugin NAME      leave a plugin out (repeatable)
+  --plugin FILE.py      load a plugin that is one Python file (repeatable)
 """
 
 
@@ -145,7 +146,7 @@ def _dispatch(words: list[str]) -> int:
         return 2
     name, *rest = words
     if name.startswith("-"):
-        flags = ["--help", "--version", "--quiet", "--verbose", "--debug", "--no-plugin"]
+        flags = ["--help", "--version", "--quiet", "--verbose", "--debug", "--no-plugin", "--plugin"]
         raise UsageError(f"unknown option {name}. {did_you_mean(name, flags)}", hint="nasdistill --help lists them.")
     declare, command, summary = _find(name, common)
     parser = Parser(prog=f"nasdistill {name}", description=summary, epilog=GLOBAL_HELP, add_help=False)
@@ -164,12 +165,12 @@ def split_common(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Take the options that every command understands out of a command line, wherever they stand before ``--``.
 
     Returns:
-        A namespace with `quiet`, `verbose`, `debug` and `no_plugin`, and the other words in their order.
+        A namespace with `quiet`, `verbose`, `debug`, `no_plugin` and `plugin_files`; the other words in their order.
 
     Raises:
-        UsageError: ``--no-plugin`` without a name.
+        UsageError: ``--no-plugin`` without a name, or ``--plugin`` without a file.
     """
-    common = argparse.Namespace(quiet=False, verbose=0, debug=False, no_plugin=[])
+    common = argparse.Namespace(quiet=False, verbose=0, debug=False, no_plugin=[], plugin_files=[])
     rest: list[str] = []
     queue = list(words)
     while queue:
@@ -183,11 +184,16 @@ def split_common(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
             common.verbose += word.count("v") if word != "--verbose" else 1
         elif word == "--debug":
             common.debug = True
-        elif word == "--no-plugin" or word.startswith("--no-plugin="):
-            value = word.partition("=")[2] if "=" in word else queue.pop(0) if queue else ""
-            if not value or value.startswith("-"):
+        elif word.partition("=")[0] in ("--no-plugin", "--plugin"):
+            flag, equals, value = word.partition("=")
+            if not equals:
+                value = queue.pop(0) if queue else ""
+            missing = not value or value.startswith("-")
+            if missing and flag == "--no-plugin":
                 raise UsageError("--no-plugin needs the name of a plugin", hint="nasdistill plugins list names them.")
-            common.no_plugin.append(value)
+            if missing:
+                raise UsageError("--plugin needs a Python file", hint="Write --plugin FILE.py.")
+            (common.no_plugin if flag == "--no-plugin" else common.plugin_files).append(value)
         else:
             rest.append(word)
     return common, rest

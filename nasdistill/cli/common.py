@@ -16,14 +16,23 @@ def load_host(args: argparse.Namespace, *, disable: Iterable[str] = ()) -> Host:
     """Load all plugins, with one line on stderr for each problem.
 
     Args:
-        args: the command's arguments; `no_plugin` is read.
+        args: the command's arguments; `no_plugin` and `plugin_files` are read.
         disable: further plugins to leave out (``[plugins] disable`` of a configuration).
     """
-    from nasdistill.host import Host
-
-    host = Host.load(disable=[*getattr(args, "no_plugin", []), *disable])
+    host = quiet_host(args, disable=disable)
     for problem in host.problems:
         output.warn(str(problem))
+    return host
+
+
+def quiet_host(args: argparse.Namespace, *, disable: Iterable[str] = ()) -> Host:
+    """Load all plugins and leave their problems to the caller; the rest is said as by :func:`load_host`."""
+    from nasdistill.host import Host
+
+    files = getattr(args, "plugin_files", [])
+    host = Host.load(disable=[*getattr(args, "no_plugin", []), *disable], files=files)
+    for notice in host.notices:
+        output.warn(notice)
     for name in host.unknown_switches:
         output.warn(f"no plugin {name!r} is installed, so there is nothing to leave out")
     return host

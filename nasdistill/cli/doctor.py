@@ -21,9 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Look, report, and return 0 when a search can run here."""
     from nasdistill.cli import output
-    from nasdistill.host import Host
+    from nasdistill.cli.common import quiet_host
 
-    report = examine(Host.load(disable=args.no_plugin))
+    report = examine(quiet_host(args))
     if args.json:
         output.print_json(report)
     else:

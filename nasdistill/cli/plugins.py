@@ -9,7 +9,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nasdistill.host import ComponentRecord, Host
+    from nasdistill.host import ComponentRecord, Host, PluginRecord
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,26 +26,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.add_argument("--kind", metavar="K", help="which kind, where several have a component of that name")
     show.add_argument("--json", action="store_true", help="JSON instead of text")
 
-    from nasdistill.cli import plugin_check
+    from nasdistill.cli import plugin_check, plugin_switches
 
     check = actions.add_parser("check", help="run the contract checks of a plugin or a component")
     plugin_check.add_arguments(check)
+    plugin_switches.add_arguments(actions.add_parser("disable", help="do not load a plugin any more, for this user"))
+    plugin_switches.add_arguments(actions.add_parser("enable", help="load a disabled plugin again"))
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the chosen action."""
-    from nasdistill.cli import plugin_check
+    from nasdistill.cli import plugin_check, plugin_switches
 
-    return {"list": _list, "show": _show, "check": plugin_check.run}[args.action](args)
+    actions = {
+        "list": _list, "show": _show, "check": plugin_check.run,
+        "disable": plugin_switches.disable, "enable": plugin_switches.enable,
+    }  # fmt: skip
+    return actions[args.action](args)
 
 
 def _list(args: argparse.Namespace) -> int:
-    from nasdistill.cli import output
-    from nasdistill.cli.common import load_host
-    from nasdistill.host import Host
+    from nasdistill.cli import output, plugin_switches
+    from nasdistill.cli.common import load_host, quiet_host
 
     if args.problems:
-        return _list_problems(Host.load(disable=args.no_plugin), as_json=args.json)
+        return _list_problems(quiet_host(args), as_json=args.json)
     host = load_host(args)
     records = host.specs(kind_name(args.kind))
     if args.json:
@@ -53,6 +58,9 @@ def _list(args: argparse.Namespace) -> int:
         return 0
     rows = [(record.kind.value.replace("_", " "), record.id, record.spec.summary) for record in records]
     output.print_table(("kind", "id", "summary"), rows)
+    if args.kind is None:
+        plugin_switches.print_plugins(host)
+        plugin_switches.tell_leftovers()
     loaded = [plugin.name for plugin in host.plugins() if plugin.state == "loaded"]
     others = [f"{plugin.name} ({plugin.state})" for plugin in host.plugins() if plugin.state != "loaded"]
     output.info(f"{len(records)} components; plugins: {', '.join([*loaded, *others])}")
@@ -278,6 +286,12 @@ def _shown(value: Any) -> str:
     return json.dumps(value)
 
 
+def _state_note(plugin: PluginRecord) -> str:
+    if plugin.disabled_by:
+        return f" by {plugin.disabled_by}"
+    return "" if plugin.api is None else f", plugin API {plugin.api}"
+
+
 def _show_plugin(host: Host, name: str, *, as_json: bool) -> int:
     from dataclasses import asdict
 
@@ -300,7 +314,7 @@ def _show_plugin(host: Host, name: str, *, as_json: bool) -> int:
             "plugin": plugin.name,
             "module": plugin.module,
             "from": f"{plugin.distribution} {plugin.version}{' (bundled)' if plugin.bundled else ''}",
-            "state": plugin.state if plugin.api is None else f"{plugin.state}, plugin API {plugin.api}",
+            "state": plugin.state + _state_note(plugin),
         }
     )
     for problem in problems:

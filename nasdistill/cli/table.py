@@ -3,7 +3,7 @@
 A command is ``"module:function"``. The function, ``run(args: argparse.Namespace) -> int``, returns the exit code; the
 function ``add_arguments(parser: argparse.ArgumentParser) -> None`` of the same module declares its arguments. A command
 module imports nothing heavy at module level, so that ``nasdistill COMMAND --help`` is quick too. The options
-``-h``, ``-q``, ``-v``, ``--debug`` and ``--no-plugin`` are the frame's and reach every command in `args`.
+``-h``, ``-q``, ``-v``, ``--debug``, ``--no-plugin`` and ``--plugin`` are the frame's and reach every command in `args`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "score": ("nasdistill.cli.score:run", "score architectures with proxies"),
     "measure": ("nasdistill.cli.measure:run", "measure the latency of architectures on targets"),
     "spaces": ("nasdistill.cli.spaces:run", "list, show and sample search spaces"),
-    "plugins": ("nasdistill.cli.plugins:run", "list plugins and their components, show one in detail"),
+    "plugins": ("nasdistill.cli.plugins:run", "list plugins and their components, show or check one, disable one"),
     "papers": ("nasdistill.cli.papers:run", "list the published systems and the components that realise each"),
     "config": ("nasdistill.cli.config:run", "write, check and show configurations"),
     "doctor": ("nasdistill.cli.doctor:run", "say what this machine has, what is missing, and how to get it"),

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nasdistill.host.manager import Host, PluginRecord
+    from nasdistill.host.manager import Host
     from nasdistill.host.problems import PluginError, PluginProblem, Stage
+    from nasdistill.host.records import PluginRecord
     from nasdistill.host.registry import ComponentRecord
 
 _LAZY = {
@@ -17,7 +18,7 @@ _LAZY = {
     "Host": "nasdistill.host.manager",
     "PluginError": "nasdistill.host.problems",
     "PluginProblem": "nasdistill.host.problems",
-    "PluginRecord": "nasdistill.host.manager",
+    "PluginRecord": "nasdistill.host.records",
     "Stage": "nasdistill.host.problems",
 }
 

@@ -16,6 +16,7 @@ from importlib import metadata
 from nasdistill._version import __version__
 from nasdistill.errors import one_line
 from nasdistill.host.bundled import BUNDLED, plugin_name
+from nasdistill.host.onefile import OneOffFile
 from nasdistill.host.problems import PluginProblem, Stage
 from nasdistill.spec.component import NAME_PATTERN
 
@@ -37,6 +38,7 @@ class PluginSource:
         module: ``"module"`` or ``"module:attribute"``.
         distribution, version: who brings it.
         bundled: whether it is part of this distribution.
+        file: the one file that it consists of, where it was not installed.
     """
 
     name: str
@@ -44,9 +46,22 @@ class PluginSource:
     distribution: str
     version: str
     bundled: bool
+    file: OneOffFile | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What switches know it by."""
+        return (self.name,) if self.bundled or self.file is not None else (self.name, self.distribution)
+
+    @property
+    def origin(self) -> str:
+        """Who brings it, for messages: ``"nasdistill-acme 1.2"``."""
+        return f"{self.distribution} {self.version}".strip()
 
     def load(self) -> object:
         """Import and return the plugin. Raises whatever its code raises."""
+        if self.file is not None:
+            return self.file.load()
         match = _VALUE.match(self.module)
         if match is None:
             raise ValueError(f"{self.module!r} is not 'module' or 'module:attribute'")
@@ -58,6 +73,11 @@ class PluginSource:
 def bundled_sources() -> list[PluginSource]:
     """Return the bundled plugins."""
     return [PluginSource(plugin_name(module), module, HOME, __version__, True) for module in BUNDLED]
+
+
+def file_source(file: OneOffFile) -> PluginSource:
+    """Return the plugin that a file is; its version is the start of its hash."""
+    return PluginSource(file.name, file.name, file.filename, file.sha256[:12], False, file)
 
 
 def third_party_sources() -> tuple[list[PluginSource], list[PluginProblem]]:
@@ -103,7 +123,7 @@ def _entries() -> list[_Found]:
             problem = PluginProblem(
                 plugin=name, distribution=name, version=version, stage=Stage.METADATA,
                 cause=f"its entry points cannot be read ({one_line(error)})",
-                hint=f"Reinstall it, or remove it: pip uninstall {name}", exception=error,
+                hint=f"Reinstall it, or go on without it: nasdistill plugins disable {name}", exception=error,
             )  # fmt: skip
             found.append((name, version, [], problem))
     return found
@@ -122,5 +142,5 @@ def _misnamed(entry: metadata.EntryPoint, distribution: str, version: str) -> Pl
     return PluginProblem(
         plugin=entry.name, distribution=distribution, version=version, stage=Stage.METADATA,
         cause=f"its name must match {NAME_PATTERN.pattern}",
-        hint=f"The author has to rename the entry point; until then: pip uninstall {distribution}",
+        hint=f"The author has to rename the entry point; until then: nasdistill plugins disable {distribution}",
     )  # fmt: skip

@@ -108,13 +108,16 @@ class Registry:
         chosen = [record for record in self._records.values() if kind is None or record.kind is kind]
         return sorted(chosen, key=lambda record: (order.index(record.kind), record.id))
 
-    def resolve(self, kind: Kind, name: str, problems: Iterable[PluginProblem] = ()) -> ComponentRecord:
+    def resolve(
+        self, kind: Kind, name: str, problems: Iterable[PluginProblem] = (), disabled: Iterable[str] = ()
+    ) -> ComponentRecord:
         """Return the component that a canonical id or a short name stands for.
 
         Args:
             kind: its kind.
             name: ``"plugin:name"``, or ``"name"`` where one plugin has it.
             problems: problems of plugins, to explain why something may be missing.
+            disabled: plugins that are disabled, for the same purpose.
 
         Raises:
             UnknownComponentError: there is none; close matches are named.
@@ -135,7 +138,7 @@ class Registry:
             )
         problems = list(problems)
         self._raise_broken(kind, name, problems)
-        raise self._unknown(kind, name, problems)
+        raise self._unknown(kind, name, problems, disabled)
 
     def _raise_broken(self, kind: Kind, name: str, problems: list[PluginProblem]) -> None:
         """Raise when `name` belongs to a plugin that could not be loaded."""
@@ -153,7 +156,9 @@ class Registry:
                 f"{label(kind)} {name!r} cannot be used: {problem}",
             ) from problem.exception
 
-    def _unknown(self, kind: Kind, name: str, problems: list[PluginProblem]) -> UnknownComponentError:
+    def _unknown(
+        self, kind: Kind, name: str, problems: list[PluginProblem], disabled: Iterable[str]
+    ) -> UnknownComponentError:
         """Say what `name` could have meant."""
         # Bare names for a bare name, ids for an id: both would name every component twice.
         names = [record.id if ":" in name else record.name for record in self.of_kind(kind)]
@@ -166,4 +171,7 @@ class Registry:
         broken = sorted({item.plugin for item in problems})
         if broken:
             hint += f" Plugins with problems, which may have it: {', '.join(broken)}."
+        disabled = sorted(set(disabled))
+        if disabled:
+            hint += f" Disabled plugins, which may have it: {', '.join(disabled)}."
         return UnknownComponentError(message, hint=hint)

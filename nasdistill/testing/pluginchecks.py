@@ -140,6 +140,8 @@ def imports_light(host: Host, plugin: PluginRecord) -> None:
     module = plugin.module.partition(":")[0]
     if plugin.distribution == "(in process)":
         skip("it was handed over in this process, there is no module to import")
+    if plugin.file is not None:
+        skip("a plugin of one file holds its components, too")
     command = [sys.executable, "-c", _PROBE, module, json.dumps([entry for entry in sys.path if entry])]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     if done.returncode:

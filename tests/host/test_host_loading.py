@@ -342,13 +342,22 @@ def test_strict_raises_with_the_cause(site: Path, monkeypatch: pytest.MonkeyPatc
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
-def test_what_a_plugin_prints_does_not_reach_stdout(site: Path, capsys: pytest.CaptureFixture[str]):
-    source = "print('hello from a plugin')\n" + PROXY_PLUGIN.format(component="cosine", module="acme_module")
+def test_what_a_plugin_prints_is_one_notice_and_does_not_reach_stdout(site: Path, capsys: pytest.CaptureFixture[str]):
+    source = "print('hello from a plugin\\n\\nand more')\n" + PROXY_PLUGIN.format(
+        component="cosine", module="acme_module"
+    ).replace("return [", "print('called'); return [")
     write_distribution(site, "acme-dist", modules={"acme_module": source}, entries={"acme": "acme_module"})
-    Host.load()
-    streams = capsys.readouterr()
-    assert streams.out == ""
-    assert "hello from a plugin" in streams.err
+    host = Host.load()
+    assert capsys.readouterr() == ("", "")
+    imported, called = host.notices
+    assert imported.startswith(
+        "plugin 'acme' (acme-dist 1.2) printed 'hello from a plugin' and 2 more lines at import."
+    )
+    assert "nasdistill plugins disable acme" in imported
+    assert "printed 'called' at hook." in called
+    assert "\n" not in imported + called
+    assert host.problems == []
+    assert host.canonical(Kind.PROXY, "cosine") == "acme:cosine"
 
 
 def test_two_hosts_do_not_know_each_other(site: Path):
