@@ -20,6 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from nasdistill.errors import TrialFailure, one_line
 from nasdistill.interfaces import Availability, Prepared, PrepareRequest, Target
 from nasdistill.measure import Work, count_work, flatten_outputs
 from nasdistill.spec.options import ComponentOptions
@@ -56,7 +57,10 @@ class Simulated(Target):
 
     def prepare(self, request: PrepareRequest) -> Prepared:
         """Count the network's work; nothing is written."""
-        work = count_work(request.model, request.example)
+        try:
+            work = count_work(request.model, request.example)
+        except Exception as error:
+            raise TrialFailure("export_failed", f"{request.name} does not run: {one_line(error)}") from error
         return _Counted(request.model, request.example, work, self.options.nanoseconds(work))
 
 
