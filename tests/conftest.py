@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,12 +21,16 @@ torch.set_num_threads(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep the user's cache out of the tests. The workers of a parallel run inherit the folder: one teacher for all."""
-    if "NASDISTILL_CACHE" not in os.environ:
-        folder = tempfile.mkdtemp(prefix="nasdistill-tests-")
-        os.environ["NASDISTILL_CACHE"] = folder
-        config.add_cleanup(lambda: os.environ.pop("NASDISTILL_CACHE", None))
-        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    """Keep the user's cache and switched-off plugins out of the tests.
+
+    The workers of a parallel run inherit the folder: one teacher for all.
+    """
+    for variable in ("NASDISTILL_CACHE", "NASDISTILL_CONFIG_HOME"):
+        if variable not in os.environ:
+            folder = tempfile.mkdtemp(prefix="nasdistill-tests-")
+            os.environ[variable] = folder
+            config.add_cleanup(partial(os.environ.pop, variable, None))
+            config.add_cleanup(partial(shutil.rmtree, folder, ignore_errors=True))
 
 
 @pytest.fixture(scope="session")

@@ -71,10 +71,11 @@ class Loader:
             if other is not None and other.state != "disabled":
                 origin = f"{other.distribution} {other.version}".strip()
                 raise Refusal(f"{origin} has a plugin of that name already, and the first one counts")
-            with time_limit(0.0 if source.bundled else self._seconds):
+            with time_limit(0.0 if source.bundled else self._seconds) as check_time:
                 stage = Stage.IMPORT
                 with self._overhearing(source, stage):
                     plugin = source.load() if plugin is None else plugin
+                check_time()
                 stage = Stage.API_VERSION
                 api = plugin_api(plugin)
                 stage = Stage.REGISTER

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 ENV_TIMEOUT = "NASDISTILL_PLUGIN_TIMEOUT"
@@ -47,15 +47,18 @@ def load_seconds() -> tuple[float, str]:
 
 
 @contextlib.contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
+def time_limit(seconds: float) -> Iterator[Callable[[], None]]:
     """Interrupt the body when it takes longer; handler and timer of before are back afterwards.
+
+    Yields:
+        A function to call between two steps of the body: it raises where the first swallowed its interruption.
 
     Raises:
         TimeLimitReached: it did, also where the body swallowed the interruption.
     """
     usable = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
     if seconds <= 0 or not usable:
-        yield
+        yield lambda: None
         return
     start = time.monotonic()
     deadline = start + seconds
@@ -71,19 +74,22 @@ def time_limit(seconds: float) -> Iterator[None]:
             reached = True
             raise TimeLimitReached
 
+    def check() -> None:
+        if reached:
+            raise TimeLimitReached
+
     handler = signal.signal(signal.SIGALRM, interrupt)
     # It comes again and again: somebody's `except:` may eat one.
     remaining, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
-        yield
+        yield check
     finally:
         running = False
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL if handler is None else handler)
         if remaining > 0:
             signal.setitimer(signal.ITIMER_REAL, max(remaining - (time.monotonic() - start), 1e-3), interval)
-    if reached:
-        raise TimeLimitReached
+    check()
 
 
 def _is_importing(name: str) -> bool:

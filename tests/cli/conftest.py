@@ -15,9 +15,10 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def clean_environment(tmp_path: Path, site: Path | None, extra: dict[str, str] | None) -> dict[str, str]:
-    """The environment without our switches, with a cache folder of the test's own."""
+    """The environment without our switches, with folders for cache and settings of the test's own."""
     variables = {key: value for key, value in os.environ.items() if not key.startswith("NASDISTILL_")}
     variables |= {"NASDISTILL_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    variables["NASDISTILL_CONFIG_HOME"] = str(tmp_path / "config")
     if site is not None:
         variables["PYTHONPATH"] = str(site)
     return variables | (extra or {})

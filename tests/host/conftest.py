@@ -11,9 +11,12 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def _no_switches(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("NASDISTILL_PLUGINS", "NASDISTILL_DISABLE_PLUGINS", "NASDISTILL_STRICT_PLUGINS"):
+def _no_switches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (
+        "NASDISTILL_PLUGINS", "NASDISTILL_DISABLE_PLUGINS", "NASDISTILL_STRICT_PLUGINS", "NASDISTILL_PLUGIN_TIMEOUT",
+    ):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NASDISTILL_CONFIG_HOME", str(tmp_path / "config"))
 
 
 @pytest.fixture
