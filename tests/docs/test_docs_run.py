@@ -1,98 +1,121 @@
-"""Every code block of the documentation runs: the tutorial in order, in one empty folder."""
+"""Every code block of the documentation runs: each page from top to bottom, in a folder of its own."""
 
 from __future__ import annotations
 
 import os
-import re
-import subprocess
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
+from docs_blocks import DOCS, ROOT, SMALL, TINY, blocks, pages, run_page
 
-ROOT = Path(__file__).parents[2]
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+HOWTO = sorted(path for path in (DOCS / "howto").glob("*.md") if blocks(path))
+GUIDES = sorted(path for path in (DOCS / "guides").glob("*.md") if blocks(path))
+PAGES_ELSEWHERE = {"README.md", "docs/tutorial.md", "docs/index.md"}
+"""Pages that a test of their own runs."""
 
-
-def blocks(path: Path) -> list[tuple[str, str]]:
-    return BLOCK.findall(path.read_text(encoding="utf-8"))
-
-
-def test_only_these_pages_have_code():
-    """A new page with code must be run by a test here."""
-    pages = {str(p.relative_to(ROOT)) for p in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")] if blocks(p)}
-    assert pages == {"README.md", "docs/tutorial.md"}
-
-
-@pytest.mark.slow
-def test_the_tutorial(tmp_path):
-    env = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
-    }
-    found = blocks(ROOT / "docs" / "tutorial.md")
-    assert {language for language, _ in found} == {"bash", "python"}
-    for language, code in found:
-        command = ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else [sys.executable, "-c", code]
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
-    assert (tmp_path / "runs" / "first" / "result.json").is_file()
-    assert (tmp_path / "runs" / "mine" / "students").is_dir()
+NOT_RUN = {
+    "README.md": 2,
+    "docs/index.md": 1,
+}
+"""Page -> how many of its blocks are marked as not run, each with its reason."""
 
 
-FAST = (
-    "--trials 2 --seed 1 --set search.strategy_options.short_epochs=1 --set search.strategy_options.full_epochs=2 "
-    "--set search.strategy_options.round_size=2 --set search.strategy_options.max_latency_ratio=100 "
-    "--set latency.max_seconds=0.2 --set search.baselines=none"
-)
+def test_every_page_with_code_is_run_by_a_test():
+    with_code = {str(page.relative_to(ROOT)) for page in pages() if blocks(page)}
+    run = {str(page.relative_to(ROOT)) for page in [*HOWTO, *GUIDES]} | PAGES_ELSEWHERE
+    assert with_code == run
 
 
-@pytest.fixture
-def journey(tmp_path):
-    """A folder with what the README's reader has: photos, a package with a network, and a finished run."""
+def test_blocks_that_are_not_run_are_counted():
+    found = {str(page.relative_to(ROOT)): [b.reason for b in blocks(page) if b.reason] for page in pages()}
+    assert {page: len(reasons) for page, reasons in found.items() if reasons} == {k: v for k, v in NOT_RUN.items() if v}
+
+
+def write_photos(folder: Path) -> None:
+    """Photos of three classes, and a package with a network for them: what a reader has."""
     from PIL import Image
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(n_class=3, return_X_y=True)
     for number, (image, label) in enumerate(zip(images[:90], labels[:90], strict=True)):
-        folder = tmp_path / "photos" / f"class{label}"
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((image.reshape(8, 8) * 15).astype("uint8")).convert("RGB").save(folder / f"{number}.png")
-    (tmp_path / "my_package").mkdir()
-    (tmp_path / "my_package" / "__init__.py").touch()
-    (tmp_path / "my_package" / "models.py").write_text(
+        place = folder / "photos" / f"class{label}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image.reshape(8, 8) * 15).astype("uint8")).convert("RGB").save(place / f"{number}.png")
+    (folder / "my_package").mkdir()
+    (folder / "my_package" / "__init__.py").touch()
+    (folder / "my_package" / "models.py").write_text(
         "from torch import nn\n"
         "def make():\n"
         "    return nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 256, 3), nn.ReLU(), "
         "nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 3))\n"
     )
-    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder with a small finished run, a second one, and an exported student."""
+    from nasdistill.cli import main
+
+    folder = tmp_path_factory.mktemp("docs")
+    tiny = f"{SMALL} {TINY}".split()
+    assert main(["-q", "search", "--out", str(folder / "runs" / "digits"), *tiny]) == 0
+    shutil.copytree(folder / "runs" / "digits", folder / "runs" / "other")
+    assert main(["export", str(folder / "runs" / "digits"), str(folder / "exported"), "--to", "torch"]) == 0
+    return folder
+
+
+@pytest.fixture
+def empty_desk(tmp_path, monkeypatch):
+    """An empty working directory; what is imported from it is forgotten afterwards."""
+    before, path = set(sys.modules), list(sys.path)
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("NASDISTILL_") and name != "NASDISTILL_CACHE"]:
+        monkeypatch.delenv(name)
+    yield tmp_path
+    sys.path[:] = path
+    for name in set(sys.modules) - before:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file is not None and Path(file).is_relative_to(tmp_path):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def desk(empty_desk, finished):
+    """The working directory of a reader who has photos, a package and runs."""
+    shutil.copytree(finished, empty_desk, dirs_exist_ok=True)
+    write_photos(empty_desk)
+    return empty_desk
 
 
 @pytest.mark.slow
-def test_the_readme(journey):
-    """Every command and Python block, searches cut short; the two installations are the continuous check's."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    env = {**os.environ, "PATH": path, "PYTHONPATH": str(journey), "OMP_NUM_THREADS": "1"}
+@pytest.mark.parametrize("page", HOWTO, ids=lambda page: page.stem)
+def test_how_to(page, desk):
+    run_page(page, desk)
 
-    def run(*command):
-        done = subprocess.run(command, cwd=journey, env=env, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
-    # As command one does after the installation.
-    tiny = "--teacher timm:test_resnet --target torch_cpu --space resnet_s0 --out runs/digits"
-    run("bash", "-c", f"nasdistill search {tiny} {FAST}")
-    student = next((journey / "runs" / "digits" / "students").iterdir()).name
-    seen = []
-    for language, code in blocks(ROOT / "README.md"):
-        if language == "python":
-            run(sys.executable, "-c", code.replace("max_latency_ms=0.05", "max_latency_ms=1000"))
-            continue
-        for line in code.splitlines():
-            if line.startswith("pip install"):
-                continue
-            command = line.replace("0037-99df52", student).replace("--epochs 200", "--epochs 1")
-            run("bash", "-c", f"{command} {FAST}" if line.startswith("nasdistill search") else command)
-            seen.append(line.split()[1])
-    assert set(seen) >= {"search", "config", "export", "distill", "plugins", "spaces"}
+@pytest.mark.slow
+def test_the_tutorial(empty_desk):
+    run_page(DOCS / "tutorial.md", empty_desk, search="")
+    assert (empty_desk / "runs" / "first" / "result.json").is_file()
+    assert (empty_desk / "runs" / "mine" / "students").is_dir()
+
+
+@pytest.mark.slow
+def test_the_front_page(desk):
+    run_page(DOCS / "index.md", desk)
+
+
+@pytest.mark.slow
+def test_the_readme(desk):
+    student = next((desk / "runs" / "digits" / "students").iterdir()).name
+    found = "".join(block.code for block in blocks(ROOT / "README.md"))
+    replace = {
+        "0037-99df52": student,
+        "--epochs 200": "--epochs 1",
+        "max_latency_ms=0.05": "max_latency_ms=1000",
+        "nasdistill search mine.toml": f"nasdistill search mine.toml {SMALL}",
+    }
+    assert all(old in found for old in replace)
+    run_page(ROOT / "README.md", desk, replace=replace)
