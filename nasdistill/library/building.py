@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from nasdistill.spec.architecture import Architecture, read_json
 from nasdistill.spec.component import Kind
 from nasdistill.spec.io import IOSpec
 from nasdistill.store import read_io
+
+_log = logging.getLogger("nasdistill.library")
 
 
 def build(
@@ -118,12 +121,19 @@ def open_space(
         entry = next((p for p in recorded if p.get("plugin") == plugin), {"plugin": plugin})
         if plugin in {p.name for p in host.plugins() if p.state == "loaded"}:
             raise
-        known = {p.name: p for p in host.plugins()}
-        state = f"is {known[plugin].state} here" if plugin in known else "is not installed here"
-        hint = _install([entry]) if plugin not in known else error.hint
+        known = host.plugin(plugin)
+        absent = "was not given" if entry.get("file") else "is not installed here"
+        state = absent if known is None else f"is {known.state} here"
+        hint = _install([entry]) if known is None else error.hint
         raise UnknownComponentError(
             f"search space {name!r} comes from {_plugin(entry)}, which {state}", hint=hint
         ) from error
+    for entry in recorded:
+        here = host.plugin(str(entry.get("plugin")))
+        if here is not None and here.sha256 is not None and entry.get("sha256") not in (None, here.sha256):
+            _log.warning(
+                "warning: plugin file %s has changed since this was made: the network may differ", entry.get("file")
+            )
     return space
 
 
@@ -135,6 +145,11 @@ def _plugin(entry: Mapping[str, Any]) -> str:
 
 def _install(entries: Iterable[Mapping[str, Any]]) -> str:
     """Return what to do about missing plugins."""
+    entries = list(entries)
+    files = [str(entry["file"]) for entry in entries if entry.get("file")]
+    if files:
+        flags = " ".join(f"--plugin {file}" for file in files)
+        return f"Give the path of the file: {flags} (in Python: host=nasdistill.host.Host.load(files={files}))."
     wanted = [
         f"{entry['distribution']}=={entry['version']}" if entry.get("version") else str(entry["distribution"])
         for entry in entries

@@ -27,5 +27,5 @@ def software(host: Host) -> dict[str, Any]:
     others = [p for p in host.plugins() if not p.bundled and p.state == "loaded"]
     return {
         "nasdistill": __version__,
-        "plugins": [{"plugin": p.name, "distribution": p.distribution, "version": p.version} for p in others],
+        "plugins": [plugin.origin() for plugin in others],
     }

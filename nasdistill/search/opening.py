@@ -79,7 +79,11 @@ def open_bench(path: Path, host_arguments: Mapping[str, Any]) -> Workbench:
 def frozen(config: RunConfig, components: Components) -> dict[str, Any]:
     """Return what must not change while a run goes on: the axes' choices, the plugins' versions, the configuration."""
     host = components.host
-    versions = {plugin.name: f"{plugin.distribution} {plugin.version}" for plugin in host.plugins()}
+    loaded = [plugin for plugin in host.plugins() if plugin.state == "loaded"]
+    versions = {plugin.name: f"{plugin.distribution} {plugin.version}" for plugin in loaded}
+    # A plugin of one file may be changed on the way: that is told, and its components' axes are compared.
+    files = {plugin.name: plugin.origin() for plugin in loaded if plugin.file is not None}
+    versions |= {name: str(file["file"]) for name, file in files.items()}
     parts = [*components.spaces.values(), *components.targets.values(), components.task, components.teacher]
     parts += [proxy for proxy, _ in components.proxies.values()] + [components.strategy, components.sampler]
     used = sorted({part.id.split(":", 1)[0] for part in parts})
@@ -91,8 +95,42 @@ def frozen(config: RunConfig, components: Components) -> dict[str, Any]:
             for prefix, space in components.spaces.items()
         },
         "plugins": {name: versions.get(name, "unknown") for name in used},
+        "files": files,
         "config_sha256": content_hash(settings),
     }
+
+
+def check_files(run: RunDirectory, host: Host) -> list[str]:
+    """Compare the plugins of one file that a run was started with to those that are here.
+
+    Returns:
+        A sentence for each that has changed since.
+
+    Raises:
+        UsageError: one is not here; says how it is given.
+    """
+    files: Mapping[str, Any] = (run.read("frozen.json") or {}).get("files") or {}
+    changed = []
+    for name, then in files.items():
+        here = host.plugin(name)
+        if here is None or here.state != "loaded":
+            raise UsageError(
+                f"{run.path} was started with the plugin file {then['file']}, which "
+                + ("was not given now" if here is None else f"is {here.state} now"),
+                hint=f"{resume_command(run)}, with the path of each file (in Python: Host.load(files=[...])).",
+            )
+        if here.sha256 not in (None, then["sha256"]):  # None: an installed plugin of that name, which is compared later
+            changed.append(
+                f"plugin file {then['file']} has changed since {run.path} was started, so results before and after may "
+                "not compare"
+            )
+    return changed
+
+
+def resume_command(run: RunDirectory) -> str:
+    """Return the command that goes on with a run."""
+    files: Mapping[str, Any] = (run.read("frozen.json") or {}).get("files") or {}
+    return " ".join([f"nasdistill resume {run.path}", *(f"--plugin {then['file']}" for then in files.values())])
 
 
 def check_frozen(run: RunDirectory, config: RunConfig, components: Components) -> None:

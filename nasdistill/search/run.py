@@ -23,7 +23,15 @@ from nasdistill.measure import count_macs, environment
 from nasdistill.search.baselines import record_baselines
 from nasdistill.search.events import Event, Listener, many, silent
 from nasdistill.search.facts import software, task_facts
-from nasdistill.search.opening import check_frozen, frozen, latency_budget, make_meters, read_config
+from nasdistill.search.opening import (
+    check_files,
+    check_frozen,
+    frozen,
+    latency_budget,
+    make_meters,
+    read_config,
+    resume_command,
+)
 from nasdistill.search.parts import (
     Components,
     Parts,
@@ -135,6 +143,8 @@ def resume_search(
         if workers is not None:
             config = config.model_copy(update={"workers": config.workers.model_copy(update={"count": workers})})
         host = host or Host.load(disable=config.plugins.disable)
+        for text in check_files(run, host):
+            listener(Event("message", f"warning: {text}"))
         components = create_components(config, host)
         check_targets(components)
         check_frozen(run, config, components)
@@ -181,9 +191,7 @@ def _set_up(run: RunDirectory, components: Components, config: RunConfig, listen
                 )
         return parts
     listener(Event("phase", "evaluating the teacher"))
-    plugins = [
-        {"plugin": p.name, "distribution": p.distribution, "version": p.version} for p in components.host.plugins()
-    ]
+    plugins = [plugin.origin() for plugin in components.host.plugins() if plugin.state == "loaded"]
     run.write("environment.json", {**environment(), "plugins": plugins})
     task, teacher = parts.task, parts.teacher
     run.write("task.json", task_facts(config, task))
@@ -256,7 +264,7 @@ def _search(
     """Run the strategy and finish the run, whatever ends it."""
     run.write("status.json", {"state": "running"})
     run.event("resumed" if session.resumed else "started")
-    kept = f"finished trials are kept: nasdistill show {run.path}; nasdistill resume {run.path} goes on"
+    kept = f"finished trials are kept: nasdistill show {run.path}; {resume_command(run)} goes on"
     try:
         with stopper:
             if not session.resumed:
@@ -289,7 +297,7 @@ def _search(
 def _cannot_write(run: RunDirectory, error: BaseException) -> NasdistillError:
     return NasdistillError(
         f"the run in {run.path} cannot be written any further: {one_line(error)}",
-        hint=f"Make room, then: nasdistill resume {run.path}. Finished trials are kept: nasdistill show {run.path}.",
+        hint=f"Make room, then: {resume_command(run)}. Finished trials are kept: nasdistill show {run.path}.",
     )
 
 
