@@ -26,8 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.add_argument("--kind", metavar="K", help="which kind, where several have a component of that name")
     show.add_argument("--json", action="store_true", help="JSON instead of text")
 
-    from nasdistill.cli import plugin_check, plugin_switches
+    from nasdistill.cli import plugin_check, plugin_new, plugin_switches
 
+    plugin_new.add_arguments(actions.add_parser("new", help="write a new plugin package with one component"))
     check = actions.add_parser("check", help="run the contract checks of a plugin or a component")
     plugin_check.add_arguments(check)
     plugin_switches.add_arguments(actions.add_parser("disable", help="do not load a plugin any more, for this user"))
@@ -36,10 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the chosen action."""
-    from nasdistill.cli import plugin_check, plugin_switches
+    from nasdistill.cli import plugin_check, plugin_new, plugin_switches
 
     actions = {
-        "list": _list, "show": _show, "check": plugin_check.run,
+        "list": _list, "show": _show, "new": plugin_new.run, "check": plugin_check.run,
         "disable": plugin_switches.disable, "enable": plugin_switches.enable,
     }  # fmt: skip
     return actions[args.action](args)
