@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -208,3 +209,10 @@ def test_a_user_who_is_nobody_has_no_settings_and_no_problem(cli, tmp_path: Path
     env = {"NASDISTILL_CONFIG_HOME": "", "XDG_CONFIG_HOME": str(tmp_path / "none" / "such"), "HOME": os.devnull}
     done = cli("plugins", "list", "--json", env=env)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_plugin_is_shown_as_documented(cli_here):
+    text = (Path(__file__).parents[2] / "docs" / "contracts.md").read_text(encoding="utf-8")
+    [told] = re.findall(r"^For a plugin: (.*?)\n\n", text, re.MULTILINE | re.DOTALL)
+    keys = set(re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", told)))
+    assert set(json.loads(cli_here("plugins", "show", "proxies", "--json").stdout)) == keys
