@@ -187,7 +187,7 @@ class TinySpace(SearchSpace):
         with torch.no_grad():
             for name, ours in student.named_parameters():
                 if name in theirs:
-                    part = [slice(min(sizes)) for sizes in zip(ours.shape, theirs[name].shape, strict=True)]
+                    part = tuple(slice(min(sizes)) for sizes in zip(ours.shape, theirs[name].shape, strict=True))
                     ours[part] = theirs[name][part]
                     copied += ours[part].numel()
         return InheritReport(copied, sum(p.numel() for p in student.parameters()), ("leading channels",))
