@@ -7,10 +7,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from proxy_models import Mlp, SmallResNet, SmallViT, built, candidate, digits, forward, loss
 from torch import nn
 
 from nasdistill.errors import TrialFailure
+from nasdistill.testing.kit.models import Mlp, SmallResNet, SmallViT, built, call, digits, digits_loss
+from nasdistill.testing.kit.scoring import candidate
 from nasdistill_proxies._features import trace_head, use_batch_statistics
 from nasdistill_proxies._weights import loss_gradients, product_weights, weight_gradients
 from nasdistill_proxies.cka import Cka, centred_gram, linear_cka, spread
@@ -52,7 +53,7 @@ def test_unreached_weights_have_zero_gradients_and_frozen_ones_have_theirs():
             return self.used(x.flatten(1))
 
     model = Net().requires_grad_(False)
-    weights, gradients = loss_gradients(model, digits(), forward, loss)
+    weights, gradients = loss_gradients(model, digits(), call, digits_loss)
     assert set(weights) == {"used.weight", "dead.weight"}
     assert gradients["dead.weight"].abs().sum() == 0
     assert gradients["used.weight"].abs().sum() > 0
@@ -70,7 +71,7 @@ def test_a_network_without_products_is_refused():
 def test_grad_norm_is_the_sum_of_layer_norms():
     model = built(SmallResNet)
     batch = digits()
-    loss(forward(model, batch), batch).backward()
+    digits_loss(call(model, batch), batch).backward()
     expected = sum(float(w.grad.norm()) for w in product_weights(model).values())
     assert GradNorm().score(candidate(built(SmallResNet), batch)).value == pytest.approx(expected, rel=1e-5)
 
@@ -88,7 +89,7 @@ def test_snip_equals_the_gradient_of_an_all_one_mask():
     for layer, mask in zip(model.layers, masks, strict=True):
         x = F.linear(x, layer.weight * mask)
         x = x if layer is model.layers[-1] else F.relu(x)
-    gradients = torch.autograd.grad(loss(x, batch), masks)
+    gradients = torch.autograd.grad(digits_loss(x, batch), masks)
     expected = sum(float(g.abs().sum()) for g in gradients)
     assert Snip().score(candidate(model, batch)).value == pytest.approx(expected, rel=1e-5)
 
@@ -101,7 +102,7 @@ def test_snip_identity_per_layer():
 def test_signed_saliency_of_a_convolution_before_batch_norm_is_zero():
     """The loss does not change with the scale of such a weight, so sum w * g is 0: why SNIP takes absolute values."""
     model = built(SmallResNet).train()
-    weights, gradients = loss_gradients(model, digits(64), forward, loss)
+    weights, gradients = loss_gradients(model, digits(64), call, digits_loss)
     name = "stage1.0.conv1.weight"
     signed = float((weights[name].detach() * gradients[name]).sum())
     assert abs(signed) < 1e-3 * snip_saliency({name: weights[name]}, gradients)[name]
@@ -113,8 +114,8 @@ def test_signed_saliency_of_a_convolution_before_batch_norm_is_zero():
 def test_synflow_is_conserved_on_a_chain_without_biases():
     model = linearise(built(Mlp, 12, 9, 7))
     ones = ones_like_batch(digits())
-    flow = float(forward(model, ones).sum().detach())
-    parts = synaptic_flow(model, lambda: forward(model, ones))
+    flow = float(call(model, ones).sum().detach())
+    parts = synaptic_flow(model, lambda: call(model, ones))
     assert len(parts) == 4
     for value in parts.values():
         assert value == pytest.approx(flow, rel=1e-12)
@@ -298,7 +299,7 @@ def test_zico_of_two_batches_in_closed_form():
 
 def test_zico_is_bounded_below_by_the_number_of_live_weights():
     batches = (digits(), digits(start=200))
-    gradients = [loss_gradients(built(SmallResNet), batch, forward, loss)[1] for batch in batches]
+    gradients = [loss_gradients(built(SmallResNet), batch, call, digits_loss)[1] for batch in batches]
     values = inverse_variation(gradients)
     assert len(values) > 5
     for name, value in values.items():
@@ -365,7 +366,7 @@ def test_semantic_closed_form_on_real_gradients():
     grads = []
     for seed in (0, 1):
         model = built(SmallResNet, seed=seed).train()
-        grads.append(torch.autograd.grad(loss(forward(model, digits()), digits()), model.fc.weight)[0])
+        grads.append(torch.autograd.grad(digits_loss(call(model, digits()), digits()), model.fc.weight)[0])
     value = semantic_score(*grads)
     assert value == pytest.approx(explicit_semantic(*grads), abs=1e-6)
     assert -4.0 <= value < 0.0
@@ -414,7 +415,7 @@ def test_diswot_is_the_sum_of_its_terms_and_ignores_the_scale_of_the_loss():
 
     score = once()
     assert score.value == sum(score.parts.values()) < 0
-    scaled = once(loss=lambda output, batch: 1000.0 * loss(output, batch))
+    scaled = once(loss=lambda output, batch: 1000.0 * digits_loss(output, batch))
     assert scaled.value == pytest.approx(score.value, abs=1e-6)
     only = DisWot({"terms": "relation"}).score(candidate(built(SmallResNet), teacher=built(SmallResNet, seed=1)))
     assert only.value == score.parts["relation"]
@@ -456,7 +457,7 @@ def test_the_teachers_side_is_computed_once_per_teacher_and_batch():
 
     def counting(model, batch):
         calls.append(model)
-        return forward(model, batch)
+        return call(model, batch)
 
     proxy = DisWot()
     students = [built(SmallResNet, seed=seed) for seed in (0, 1)]
@@ -490,7 +491,7 @@ def test_batch_statistics_without_dropout():
 
 def test_features_are_the_last_map_before_pooling():
     model = built(SmallResNet)
-    trace = trace_head(model, digits(3), forward, 10, label="student")
+    trace = trace_head(model, digits(3), call, 10, label="student")
     assert trace.features.shape == (3, 16, 4, 4)
     assert trace.classifier is model.fc.weight
     assert trace.width == 16
@@ -499,7 +500,7 @@ def test_features_are_the_last_map_before_pooling():
 
 def test_features_of_a_transformer_are_its_tokens():
     model = built(SmallViT)
-    trace = trace_head(model, digits(3), forward, 10, label="student")
+    trace = trace_head(model, digits(3), call, 10, label="student")
     assert trace.features.shape == (3, 17, 16)
     assert trace.classifier is model.head.weight
 
@@ -516,19 +517,19 @@ def test_features_survive_functional_pooling_and_a_convolutional_classifier():
             x = self.last(self.body(x)).mean((2, 3), keepdim=True)
             return self.head(x).flatten(1)
 
-    trace = trace_head(Net(), digits(3), forward, 10, label="student")
+    trace = trace_head(Net(), digits(3), call, 10, label="student")
     assert trace.features.shape == (3, 8, 3, 3)
     assert trace.width == 8
 
 
 def test_features_of_a_perceptron_are_the_classifiers_input():
-    assert trace_head(built(Mlp, 12), digits(3), forward, 10, label="student").features.shape == (3, 12)
+    assert trace_head(built(Mlp, 12), digits(3), call, 10, label="student").features.shape == (3, 12)
 
 
 def test_a_network_without_classifier_is_refused_and_no_hook_stays():
     model = built(SmallResNet)
     with pytest.raises(TrialFailure, match="student has no linear layer with 7 outputs"):
-        trace_head(model, digits(3), forward, 7, label="student")
+        trace_head(model, digits(3), call, 7, label="student")
     assert all(not module._forward_hooks for module in model.modules())
 
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from proxy_models import IO, SmallResNet, built, digits, forward, loss
 from torch import nn
 
 from nasdistill.interfaces import Proxy, ProxyScore
 from nasdistill.measure.guard import Guard
 from nasdistill.measure.proxies import ProxyOutcome, consensus, normal_init, pool_values, rank_pool, run_proxy
 from nasdistill.spec.component import ProxyTags
+from nasdistill.testing.kit.models import DIGITS, SmallResNet, built, call, digits, digits_loss
 
 
 class Custom(Proxy):
@@ -31,7 +31,7 @@ class Custom(Proxy):
 
 
 def run(act, model=None, teacher=None, tags=None, **changes):
-    values = {"batches": (digits(8),), "forward": forward, "loss": loss, "io": IO}
+    values = {"batches": (digits(8),), "forward": call, "loss": digits_loss, "io": DIGITS}
     model = model if model is not None else built(SmallResNet)
     return run_proxy(Custom(act), tags or ProxyTags(), model=model, teacher=teacher, **{**values, **changes})
 
