@@ -33,6 +33,7 @@ from nasdistill.interfaces import (
     AttentionCore,
     AttentionGeometry,
     Batch,
+    Example,
     InheritReport,
     ModelingSource,
     SearchSpace,
@@ -111,6 +112,15 @@ class ConvVit(SearchSpace):
 
     options_model = ConvVitOptions
     options: ConvVitOptions
+    examples = (
+        Example(name="default"),
+        Example(
+            {"stem_width": [8], "width": [16, 24], "depth": [1, 2], "heads": [2, 3], "mlp_ratio": [0.5, 1.5],
+             "attention": ["softmax", "flow"], "head_dim": 0, "position": "sincos"},
+            {"io": IOSpec("image", (2, 11, 6), 3)},
+            "width / heads",
+        ),
+    )  # fmt: skip
 
     def axes(self) -> tuple[Axis, ...]:
         """Return ``stem_width width depth reduction``, then ``heads mlp_ratio attention`` of ``block00`` on."""

@@ -28,7 +28,7 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from nasdistill.errors import ArchitectureError
-from nasdistill.interfaces import Batch, InheritReport, ModelingSource, SearchSpace, SubSpace
+from nasdistill.interfaces import Batch, Example, InheritReport, ModelingSource, SearchSpace, SubSpace
 from nasdistill.spec.architecture import Architecture, Axis, Value
 from nasdistill.spec.io import Cost, IOSpec, conv_output
 from nasdistill.spec.options import ComponentOptions
@@ -72,6 +72,14 @@ class ResNetS0(SearchSpace):
 
     options_model = ResNetS0Options
     options: ResNetS0Options
+    examples = (
+        Example(name="default"),
+        Example(
+            {"width": [8, 12], "stages": [1, 3], "blocks": [1, 2], "shortcut": "pad"},
+            {"io": (IOSpec("image", (2, 11, 6), 3), IOSpec("image", (3, 64, 64), 5))},
+            "padded shortcuts",
+        ),
+    )
 
     def axes(self) -> tuple[Axis, ...]:
         """Return ``width stem_stride stages``, then ``stage0.blocks`` on; the defaults are ResNet-20's."""
