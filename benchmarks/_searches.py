@@ -25,6 +25,25 @@ WIDE = (0.15, 1.0)
 TIGHT = (0.06, 0.30)
 """A closer reference point, which separates good fronts better."""
 
+QUICK: dict[str, Any] = {
+    "round_size": 6, "short_epochs": 1, "full_epochs": 2, "full_final": 2, "full_per_round": 1, "max_latency_ratio": 100.0,
+}  # fmt: skip
+"""The funnel's options of a quick run."""
+
+
+def quick(values: dict[str, Any], *, targets: tuple[str, ...], trials: int = 6) -> dict[str, Any]:
+    """Cut a configuration down to what shows that everything runs: small students, a teacher that knows nothing."""
+    values["task"]["options"]["validation_shift"] = 0
+    values["teacher"] = {"name": "timm:test_resnet", "options": {}}
+    values["space"] = [
+        {"name": "conv_vit", "options": {"stem_width": [8], "width": [32], "depth": [1], "reduction": [1]}},
+        {"name": "resnet_s0", "options": {"width": [8], "stages": [2, 3], "blocks": [1]}},
+    ]
+    values["target"] = [{"name": name, "options": {}} for name in targets]
+    values["latency"] |= {"max_seconds": 0.1, "final_pairs": 5, "min_pairs": 3, "max_pairs": 5}
+    values["search"] |= {"trials": trials, "baselines": "none", "strategy_options": dict(QUICK)}
+    return values
+
 
 def one_search(
     config: RunConfig, *, label: str, folder: Path | None = None, single_calls: bool = False

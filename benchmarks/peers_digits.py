@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 
 import _common
-from _searches import TIGHT, WIDE, bootstrap_sd, one_search, ratio_rows
+from _searches import TIGHT, WIDE, bootstrap_sd, one_search, quick, ratio_rows
 
 from nasdistill.search.pareto import hypervolume
 from nasdistill.spec.config import load_preset, parse_config
@@ -40,14 +40,7 @@ def main() -> None:
         values["search"] |= {"seed": seed, "trials": TRIALS}
         values["search"]["strategy_options"]["full_final"] = FULL_FINAL
         if args.quick:
-            values["search"]["trials"] = 6
-            values["search"]["strategy_options"] = {
-                "round_size": 6,
-                "short_epochs": 2,
-                "full_epochs": 4,
-                "full_final": 2,
-            }
-            values["latency"] |= {"max_seconds": 0.3, "final_pairs": 20, "min_pairs": 5, "max_pairs": 20}
+            quick(values, targets=("onnxruntime_cpu",))
         result = one_search(parse_config(values, where="preset"), label=f"seed {seed}", single_calls=True)
         ratios = result["single_call_ratio"]
         points = ratio_rows(result, ratios=ratios)

@@ -8,7 +8,7 @@ their measurement. Both see the same teacher, spaces, data and training.
 from __future__ import annotations
 
 import _common
-from _searches import TIGHT, WIDE, one_search, ratio_rows
+from _searches import TIGHT, WIDE, one_search, quick, ratio_rows
 
 from nasdistill.search.pareto import hypervolume
 from nasdistill.spec.config import load_preset, parse_config
@@ -23,12 +23,9 @@ def main() -> None:
     for seed in range(seeds):
         values = load_preset("digits").to_json()
         values["search"]["seed"] = seed
-        options = dict(values["search"]["strategy_options"])
         if args.quick:
-            options |= {"round_size": 6, "short_epochs": 2, "full_epochs": 4, "full_final": 2, "full_per_round": 1}
-            values["search"]["trials"] = 6
-            values["latency"] |= {"max_seconds": 0.3, "final_pairs": 20, "min_pairs": 5, "max_pairs": 20}
-        values["search"]["strategy_options"] = options
+            quick(values, targets=("simulated",))
+        options = dict(values["search"]["strategy_options"])
         funnel = one_search(parse_config(values, where="funnel"), label=f"funnel, seed {seed}")
         steps_per_full = options["full_epochs"] * 17  # 1,078 training images in batches of 64
         values["search"] |= {

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import _common
-from _searches import one_search
+from _searches import one_search, quick
 
 from nasdistill.files import cache_folder
 from nasdistill.spec.config import load_preset, parse_config
@@ -43,13 +43,11 @@ def main() -> None:
             results, weights = {}, {}
             for cached in (False, True):
                 values = load_preset("digits").to_json()
-                values["search"] |= {"seed": seed, "trials": 4 if args.quick else 16}
-                values["search"]["strategy_options"] = (
-                    {"round_size": 4, "short_epochs": 2, "full_epochs": 5, "full_final": 2}
-                    if args.quick
-                    else {"round_size": 8, "full_epochs": 30}
-                )
+                values["search"] |= {"seed": seed, "trials": 16}
+                values["search"]["strategy_options"] = {"round_size": 8, "full_epochs": 30}
                 values["target"] = [{"name": "simulated", "options": {}}]
+                if args.quick:
+                    quick(values, targets=("simulated",), trials=4)
                 values["training"]["teacher_cache"] = cached
                 os.environ["NASDISTILL_CACHE"] = str(fresh_cache(folder / f"cache-{seed}-{cached}"))
                 out = folder / f"{seed}-{cached}"
