@@ -174,8 +174,9 @@ def generate_checks(
         if len(uses) > 1 and not use.name:
             use = Example(use.options, use.context, f"example {number}")
         subject = Subject(host, record, use, seed=seed, thorough=thorough)
-        gate = _Gate([item for item in checks if item.gate])
-        for item in checks:
+        applying = [item for item in checks if item.applies is None or item.applies(subject)]
+        gate = _Gate([item for item in applying if item.gate])
+        for item in applying:
             if (item.thorough and not thorough) or (number and not item.per_example):
                 continue
             yield BoundCheck(item, subject, expected.get(item.name, ""), gate)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Run = Callable[["Subject"], None]
 Exercise = Callable[["Subject"], Any]
+Applies = Callable[["Subject"], bool]
 
 
 class CheckFailed(AssertionError):
@@ -52,6 +53,8 @@ class Check:
         gate: when it fails, the checks after it say nothing and are skipped.
         thorough: runs only when a thorough check is asked for.
         per_example: runs for each of the component's examples; otherwise for the first only.
+        applies: whether the rule is one for this component at all; None: for every one of the kind. A component of
+            another level or family then gets no result for it, where `skip` would say why there is none.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Check:
     gate: bool = False
     thorough: bool = False
     per_example: bool = True
+    applies: Applies | None = None
 
 
 _CHECKS: dict[Kind | None, dict[str, Check]] = {}
@@ -69,7 +73,13 @@ _EXERCISES: dict[Kind, Exercise] = {}
 
 
 def check(
-    kind: Kind | None, *, hint: str, gate: bool = False, thorough: bool = False, per_example: bool = True
+    kind: Kind | None,
+    *,
+    hint: str,
+    gate: bool = False,
+    thorough: bool = False,
+    per_example: bool = True,
+    applies: Applies | None = None,
 ) -> Callable[[Run], Run]:
     """Register a check; its name is the function's, its rule the first paragraph of the docstring."""
 
@@ -79,8 +89,9 @@ def check(
             raise ValueError(f"check {function.__name__} has no docstring to say its rule")
         known = _CHECKS.setdefault(kind, {})
         known[function.__name__] = Check(
-            function.__name__, kind, rule, hint, function, gate=gate, thorough=thorough, per_example=per_example
-        )
+            function.__name__, kind, rule, hint, function, gate=gate, thorough=thorough, per_example=per_example,
+            applies=applies,
+        )  # fmt: skip
         return function
 
     return register
