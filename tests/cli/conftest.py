@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import subprocess
 import sys
@@ -65,7 +66,11 @@ def cli_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         streams = capsys.readouterr()
         return subprocess.CompletedProcess(words, code, streams.out, streams.err)
 
+    logger = logging.getLogger("nasdistill")
+    handlers, level = logger.handlers[:], logger.level
     yield run
+    logger.handlers[:] = handlers  # -v writes to the stderr of this test
+    logger.setLevel(level)
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
             del sys.modules[name]
