@@ -135,15 +135,18 @@ def override(values: dict[str, Any], args: argparse.Namespace, base: RunConfig) 
 
     values = {**values}
 
+    settings = [parse_setting(item) for item in args.set]
+    said = dict(settings)
     # Options belong to the component that the file names; another one starts from its own defaults.
-    if args.strategy not in (None, base.search.strategy):
-        put(values, "search.strategy_options", {})
-    if args.sampler not in (None, base.search.sampler):
-        put(values, "search.sampler_options", {})
-    if args.teacher not in (None, base.teacher.name):
-        put(values, "teacher.options", {})
-    for item in args.set:
-        put(values, *parse_setting(item))
+    for name, key, known, options in (
+        (args.strategy, "search.strategy", base.search.strategy, "search.strategy_options"),
+        (args.sampler, "search.sampler", base.search.sampler, "search.sampler_options"),
+        (args.teacher, "teacher.name", base.teacher.name, "teacher.options"),
+    ):
+        if (name or said.get(key)) not in (None, known):
+            put(values, options, {})
+    for key, value in settings:
+        put(values, key, value)
     for flag, path in (
         ("trials", "search.trials"),
         ("timeout", "search.timeout"),

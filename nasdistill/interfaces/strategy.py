@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -70,7 +71,11 @@ class SearchSession(Protocol):
 
     @property
     def trials(self) -> int:
-        """How many trials the user asked for."""
+        """How many trials there are to be: what the user asked for, or what :meth:`Strategy.trials` made of it."""
+
+    @property
+    def proxies(self) -> tuple[str, ...]:
+        """The names of the configured proxies, as candidates carry them."""
 
     @property
     def remaining(self) -> int:
@@ -90,14 +95,44 @@ class SearchSession(Protocol):
     def ask(self, n: int) -> list[Candidate]:
         """Propose up to `n` new candidates through the study's sampler; duplicates are told at once and left out."""
 
-    def propose(self, architectures: Sequence[Architecture]) -> list[Candidate]:
-        """Propose given architectures (evolution, enumeration) as trials of the study."""
+    def propose(self, architectures: Sequence[Architecture], *, defer: bool = False) -> list[Candidate]:
+        """Propose given architectures (evolution, enumeration) as trials of the study.
 
-    def spread(self, n: int) -> list[Architecture]:
-        """Return up to `n` new random architectures, the same number from every space in turn."""
+        With `defer` the study's database learns of them once they are measured, distilled or told; the records have
+        them at once. A strategy that keeps hundreds of candidates open needs it: every open trial slows Optuna down.
+        """
 
-    def neighbours(self, candidates: Sequence[Candidate], n: int) -> list[Architecture]:
-        """Return up to `n` new architectures, each one mutation away from one of `candidates` in turn."""
+    def suggest(self, values: Mapping[int, Sequence[float]], n: int) -> list[Architecture]:
+        """Return up to `n` new architectures within the size limits that the configured sampler would try next.
+
+        Args:
+            values: number of each candidate so far -> what the sampler is to take for its objectives, lower is better
+                and finite (such as proxy score and cost); always equally many.
+            n: how many.
+        """
+
+    def spread(self, n: int, *, feasible: bool = False) -> list[Architecture]:
+        """Return up to `n` new random architectures, the same number from every space in turn.
+
+        With `feasible` only such as keep the limits on parameters and MACs.
+        """
+
+    def neighbours(
+        self, candidates: Sequence[Candidate], n: int, *, changes: int = 1, feasible: bool = False
+    ) -> list[Architecture]:
+        """Return up to `n` new architectures, each one mutation away from one of `candidates` in turn.
+
+        A mutation changes up to `changes` axes; `feasible` as for :meth:`spread`.
+        """
+
+    def rng(self, purpose: str) -> random.Random:
+        """Return randomness for a strategy's own draws: by the run's seed, the purpose, and how many trials there are.
+
+        A resumed run draws the same.
+        """
+
+    def series(self, *rungs: str, total: int) -> None:
+        """Announce that `total` candidates pass these rungs in many calls: progress is shown as one, of the last."""
 
     def enumerate(self) -> Iterator[Architecture]:
         """Yield every architecture of every space, in a fixed order."""
@@ -152,6 +187,10 @@ class Strategy(Component, ABC):
     @abstractmethod
     def run(self, session: SearchSession) -> None:
         """Spend the budget; returns when nothing is left to do."""
+
+    def trials(self, asked: int) -> int:
+        """Return how many trials the study gets when the user asked for `asked`."""
+        return asked
 
     def plan(self, trials: int) -> list[dict[str, Any]]:
         """Return the rungs with their expected number of candidates and epochs, for the plan shown before the run.

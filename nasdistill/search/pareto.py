@@ -23,6 +23,8 @@ def non_dominated(rows: Sequence[Row]) -> list[int]:
 
 def fronts(rows: Sequence[Row]) -> list[list[int]]:
     """Split indices into fronts: the non-dominated rows, then those non-dominated among the rest, and so on."""
+    if rows and len(rows[0]) == 2:
+        return _fronts_of_pairs(rows)
     left = list(range(len(rows)))
     out = []
     while left:
@@ -31,6 +33,28 @@ def fronts(rows: Sequence[Row]) -> list[list[int]]:
         chosen = set(best)
         left = [i for i in left if i not in chosen]
     return out
+
+
+def _fronts_of_pairs(rows: Sequence[Row]) -> list[list[int]]:
+    """`fronts` of two objectives in O(n log n): the other way took half a minute for a thousand rows.
+
+    Rows come by rising first value, so whoever dominates a row came before it, and in every front the last row has the
+    smallest second value: a front holds a row's superior exactly if its last row is one. If a front does, so do all
+    before it, and the first one that does not is found by bisection.
+    """
+    out: list[list[int]] = []
+    last: list[tuple[float, float]] = []
+    for i in sorted(range(len(rows)), key=lambda i: tuple(rows[i])):
+        low, high = 0, len(out)
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (middle + 1, high) if dominates(last[middle], rows[i]) else (low, middle)
+        if low == len(out):
+            out.append([])
+            last.append((0.0, 0.0))
+        out[low].append(i)
+        last[low] = (rows[i][0], rows[i][1])
+    return [sorted(front) for front in out]
 
 
 def crowding(rows: Sequence[Row]) -> list[float]:

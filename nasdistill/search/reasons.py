@@ -98,8 +98,8 @@ def nothing_finished(result: Mapping[str, Any]) -> tuple[str, str]:
     every = f"nasdistill show --trials {result['run']} lists every trial."
     if not total:
         return "no student was finished: no architecture was proposed", "A longer --timeout leaves time for some."
-    # Somebody who dominates survived: being dominated is never what left nobody.
-    decisive = [entry for entry in result["reasons"] if not entry["reason"].startswith("dominated")]
+    # Somebody who was better survived: being dominated or passed over is never what left nobody.
+    decisive = [e for e in result["reasons"] if not e["reason"].startswith(("dominated", "not among"))]
     if not decisive:
         return "no student is finished", every
     top = decisive[0]

@@ -238,7 +238,7 @@ def _open_session(
         metric_names=[parts.task.metric.name, f"latency_ms {primary.split(':', 1)[-1]}"],
         directions=["maximize" if higher else "minimize", "minimize"],
         seed=config.search.seed,
-        trials=config.search.trials,
+        trials=parts.components.strategy.trials(config.search.trials),
     )
     stack.callback(proposals.close)
     crew = None

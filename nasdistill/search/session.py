@@ -15,7 +15,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,7 @@ from nasdistill.errors import UsageError, is_fatal
 from nasdistill.files import file_hash
 from nasdistill.interfaces import Candidate, Evaluation, Prepared, SearchSpace
 from nasdistill.measure import Meter
+from nasdistill.search.advice import Advice
 from nasdistill.search.events import FINAL_LATENCY, Event, Listener, many
 from nasdistill.search.pareto import non_dominated, rank_order
 from nasdistill.search.parts import Parts
@@ -43,8 +44,20 @@ from nasdistill.store import RunDirectory
 _GIVE_UP = 20
 """Proposals in a row without a new architecture after which a space counts as exhausted."""
 
+_GIVE_UP_FITTING = 200
+"""The same for architectures that must keep the limits on size, which most of a space may not."""
+
 TEACHER = "teacher"
 """Name of the teacher among the models that are timed together."""
+
+
+@dataclass(slots=True)
+class _Series:
+    """Candidates that pass a rung in many calls, shown as one."""
+
+    total: int
+    done: int = 0
+    announced: bool = False
 
 
 class Session:
@@ -96,6 +109,8 @@ class Session:
         self._origins: dict[Architecture, str] = {}
         self._recorded: dict[int, dict[str, Any]] = {}
         self._pending: dict[int, list[str]] = {}
+        self._advice: Advice | None = None
+        self._series: dict[str, _Series | None] = {}
 
     def restore(self) -> int:
         """Take in what an earlier process recorded, before the strategy runs; return the number of trials."""
@@ -116,8 +131,13 @@ class Session:
 
     @property
     def trials(self) -> int:
-        """How many trials were asked for."""
-        return self.parts.config.search.trials
+        """How many trials there are to be."""
+        return self.parts.components.strategy.trials(self.parts.config.search.trials)
+
+    @property
+    def proxies(self) -> tuple[str, ...]:
+        """The names of the configured proxies."""
+        return tuple(self.parts.components.proxies)
 
     @property
     def remaining(self) -> int:
@@ -163,8 +183,9 @@ class Session:
                 found.append(candidate)
         return found
 
-    def propose(self, architectures: Sequence[Architecture]) -> list[Candidate]:
-        """Propose given architectures as trials of the study."""
+    def propose(self, architectures: Sequence[Architecture], *, defer: bool = False) -> list[Candidate]:
+        """Propose given architectures as trials of the study; `defer` tells its database later."""
+        enqueue = self.proposals.defer if defer else self.proposals.enqueue
         found = []
         for architecture in architectures[: self.remaining]:
             self._check_stop()
@@ -175,7 +196,7 @@ class Session:
                     Event("message", f"trial {number} stays as recorded; the strategy would now propose another")
                 )
             self._origins.setdefault(architecture, "given")
-            found.append(self._start(*self.proposals.enqueue(number, known or architecture)))
+            found.append(self._start(*enqueue(number, known or architecture)))
         return [c for c in found if c.alive]
 
     def _known(self, number: int) -> Architecture | None:
@@ -187,32 +208,84 @@ class Session:
         if self.should_stop():
             raise StopSearch
 
-    def spread(self, n: int) -> list[Architecture]:
+    def suggest(self, values: Mapping[int, Sequence[float]], n: int) -> list[Architecture]:
+        """Return up to `n` new architectures within the limits that the sampler would try next, given these values."""
+        if self._advice is None:
+            self._advice = Advice(self.proposals, len(next(iter(values.values()))) if values else 2)
+        self._advice.tell({self.arch(self.candidates[number]): row for number, row in values.items()})
+        found: list[Architecture] = []
+        misses, most = 0, _GIVE_UP_FITTING if self._limited else _GIVE_UP
+        while len(found) < n and misses < most:
+            self._check_stop()
+            architecture = self._advice.ask()
+            new = architecture is not None and architecture not in self._seen and architecture not in found
+            if architecture is not None and new and self._fits(architecture):
+                found.append(architecture)
+            else:
+                misses += 1
+        self._origins |= dict.fromkeys(found, "sampler")
+        return found
+
+    def spread(self, n: int, *, feasible: bool = False) -> list[Architecture]:
         """Return up to `n` new random architectures, the same number from every space in turn."""
-        rng = self._rng("spread")
-        found = self._fresh(n, [partial(space.sample, rng) for space in self.parts.spaces.values()])
+        rng = self.rng("spread")
+        sources = [partial(space.sample, rng) for space in self.parts.spaces.values()]
+        begin = len(self.candidates) % len(sources)  # so that one at a time gives every space its turn, too
+        found = self._fresh(n, sources[begin:] + sources[:begin], feasible)
         self._origins |= dict.fromkeys(found, "spread")
         return found
 
-    def neighbours(self, candidates: Sequence[Candidate], n: int) -> list[Architecture]:
+    def neighbours(
+        self, candidates: Sequence[Candidate], n: int, *, changes: int = 1, feasible: bool = False
+    ) -> list[Architecture]:
         """Return up to `n` new architectures, each one mutation away from one of `candidates` in turn."""
-        rng = self._rng("neighbours")
-        found = self._fresh(n, [partial(self.space(c).mutate, self.arch(c), rng) for c in candidates])
+        rng = self.rng("neighbours")
+        sources = [partial(self.space(c).mutate, self.arch(c), rng, changes) for c in candidates]
+        found = self._fresh(n, sources, feasible)
         self._origins |= dict.fromkeys(found, "neighbour")
         return found
 
-    def _rng(self, purpose: str) -> random.Random:
+    def rng(self, purpose: str) -> random.Random:
         """Return randomness that depends on how far the search is, not on what this process did before."""
         return random.Random(derive_seed(self.seed, purpose, len(self.candidates)))
 
-    def _fresh(self, n: int, sources: Sequence[Callable[[], Architecture]]) -> list[Architecture]:
+    def series(self, *rungs: str, total: int) -> None:
+        """Show the progress of `total` candidates that pass these rungs in many calls as that of the last rung."""
+        shown = _Series(total)
+        self._series |= dict.fromkeys(rungs[:-1]) | {rungs[-1]: shown}
+
+    def _fits(self, architecture: Architecture) -> bool:
+        """Return whether an architecture keeps the limits that its analytic cost decides."""
+        space = self.bench.space(architecture)
+        over = self._size_violations(space.cost(architecture, self.parts.task.io)) if self._limited else {}
+        return all(value <= 0 for value in over.values())
+
+    @property
+    def _limited(self) -> bool:
+        limits = self.parts.config.constraints
+        return limits.max_params is not None or limits.max_macs is not None
+
+    def _size_violations(self, cost: Cost) -> dict[str, float]:
+        """Return by how much of a limit a cost is over it."""
+        limits, found = self.parts.config.constraints, {}
+        if limits.max_params is not None:
+            found["params"] = cost.params / limits.max_params - 1
+        if limits.max_macs is not None:
+            found["macs"] = cost.macs / limits.max_macs - 1
+        return found
+
+    def _fresh(
+        self, n: int, sources: Sequence[Callable[[], Architecture]], feasible: bool = False
+    ) -> list[Architecture]:
         """Draw from the sources in turn, leaving out what was proposed before; give up where nothing new comes."""
         found: list[Architecture] = []
-        for attempt in range(_GIVE_UP * n if sources else 0):
+        attempts = _GIVE_UP_FITTING if feasible and self._limited else _GIVE_UP
+        for attempt in range(attempts * n if sources else 0):
             if len(found) == n:
                 break
             architecture = sources[attempt % len(sources)]()
-            if architecture not in self._seen and architecture not in found:
+            new = architecture not in self._seen and architecture not in found
+            if new and (not feasible or self._fits(architecture)):
                 found.append(architecture)
         return found
 
@@ -408,7 +481,13 @@ class Session:
         """Have a rung done for each candidate that is alive and has not had it; return those still alive."""
         key = f"{rung} {epochs}" if epochs else rung
         todo = [c for c in candidates if c.alive and not is_done(c)]
-        todo = [c for c in todo if not self._replay(c, kind, rung, key)]
+        series = self._series[rung] if rung in self._series else _Series(len(todo))
+        replayed = {c.number for c in todo if self._replay(c, kind, rung, key)}
+        todo = [c for c in todo if c.number not in replayed]
+        if series is not None and rung in self._series:
+            series.done += len(replayed)
+        elif series is not None:
+            series.total = len(todo)
         if not todo:
             return [c for c in candidates if c.alive]
         jobs = [
@@ -418,7 +497,10 @@ class Session:
             # The longest first: a large one that comes last would keep one worker busy and the others waiting.
             macs = {c.number: c.cost.macs if c.cost else 0 for c in todo}
             jobs.sort(key=lambda job: -macs[job.number])
-        self.listener(Event("rung", f"{rung}: {many(len(todo), 'candidate')}", rung, total=len(todo)))
+        self.proposals.open([c.number for c in todo] if kind in ("latency", "distill") else [])
+        if series is not None and not series.announced:
+            series.announced = True
+            self.listener(Event("rung", f"{rung}: {many(series.total, 'candidate')}", rung, total=series.total))
 
         def progress(job: Job, epoch: int, terms: Mapping[str, float]) -> None:
             facts = {"epoch": epoch, **terms}
@@ -426,11 +508,13 @@ class Session:
 
         results = self.crew.map(jobs, progress=progress, should_stop=self.should_stop)
         with contextlib.closing(results):
-            for done, (job, outcome) in enumerate(results, start=1):
+            for job, outcome in results:
                 candidate = self.candidates[job.number]
                 self._take(candidate, job, key, outcome)
-                text = f"{rung} {done}/{len(todo)}: {self._line(candidate)}"
-                self.listener(Event("step", text, rung, done, len(todo), candidate.number))
+                if series is not None:
+                    series.done += 1
+                    text = f"{rung} {series.done}/{series.total}: {self._line(candidate)}"
+                    self.listener(Event("step", text, rung, series.done, series.total, candidate.number))
         return [c for c in candidates if c.alive]
 
     def _take(self, candidate: Candidate, job: Job, key: str, outcome: Outcome) -> None:
@@ -464,13 +548,9 @@ class Session:
         if "failure" in entry:
             self._finish(candidate, "failed", entry["failure"])
             return
-        limits = self.parts.config.constraints
         if kind == "static":
             candidate.cost = Cost(**entry["cost"])
-            if limits.max_params is not None:
-                candidate.constraints["params"] = candidate.cost.params / limits.max_params - 1
-            if limits.max_macs is not None:
-                candidate.constraints["macs"] = candidate.cost.macs / limits.max_macs - 1
+            candidate.constraints |= self._size_violations(candidate.cost)
         elif kind == "proxies":
             candidate.proxies |= entry["proxies"]
         elif kind == "latency":

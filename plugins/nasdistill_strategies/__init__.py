@@ -18,6 +18,13 @@ def nasdistill_strategies() -> list[StrategySpec]:
             references=("arXiv:1810.05934", "doi:10.1109/4235.996017"),
         ),
         StrategySpec(
+            "training_free",
+            "nasdistill_strategies.training_free:TrainingFree",
+            "Aging evolution or a sampler on proxies and cost alone; only the final few are measured and distilled.",
+            options="nasdistill_strategies.training_free:TrainingFreeOptions",
+            references=("arXiv:2303.15678", "arXiv:1802.01548"),
+        ),
+        StrategySpec(
             "random",
             "nasdistill_strategies.flat:Flat",
             "Every proposal is distilled in full, without rungs: the baseline for any strategy.",
