@@ -11,16 +11,37 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic import BaseModel
-
-from nasdistill.errors import ConfigError, MissingExtraError
+from nasdistill.errors import ConfigError, MissingExtraError, NasdistillError
 from nasdistill.spec.component import Kind
 from nasdistill.spec.options import ComponentOptions, parse_options
-from nasdistill.testing.registry import check, exercise_of, fail, skip
+from nasdistill.testing.registry import Exercise, check, exercise_of, fail
 from nasdistill.testing.state import ProcessState, same
 from nasdistill.testing.subject import Subject
 
 ARXIV = re.compile(r"^arXiv:(\d{4}\.\d{4,5}|[a-z-]+(\.[A-Z]{2})?/\d{7})$")
+
+
+def has_use(subject: Subject) -> bool:
+    """Whether anything is known of the plain use of this kind."""
+    return exercise_of(subject.kind) is not None
+
+
+def has_instance(subject: Subject) -> bool:
+    """Whether the component is created at all: a command is run, a module-level attention is made from a layer."""
+    return subject.kind is not Kind.COMMAND and not (subject.kind is Kind.ATTENTION and subject.tags.level == "module")
+
+
+def has_options(subject: Subject) -> bool:
+    """Whether the component has an options model, as far as it can be found out."""
+    try:
+        return subject.host.options_model(subject.kind, subject.id) is not None
+    except NasdistillError:
+        return False
+
+
+def has_requirements(subject: Subject) -> bool:
+    """Whether it needs packages beyond the base install."""
+    return bool(subject.spec.requires)
 
 
 @check(None, gate=True, per_example=False, hint="Correct the fields of the spec that the plugin's hook returns.")
@@ -45,22 +66,28 @@ def can_be_imported(subject: Subject) -> None:
         fail(f"the class has options ({actual.__name__}) and the spec does not name their model")
 
 
-@check(None, gate=True, hint="Give every option a default, or give the class `examples` with options that work.")
+@check(
+    None,
+    gate=True,
+    applies=has_instance,
+    hint="Give every option a default, or give the class `examples` with options that work.",
+)
 def can_be_created(subject: Subject) -> None:
     """A component is created from its example's options, by a constructor that only keeps them."""
-    if subject.kind is Kind.COMMAND or _made_from_a_layer(subject):
-        return
     component = create(subject)
     if component.id != subject.id:
         fail(f"its id is {component.id!r} after the host has set it to {subject.id!r}")
 
 
-@check(None, gate=True, hint="Run it by hand as the message says; the kind's guide has a complete example.")
+@check(
+    None,
+    gate=True,
+    applies=has_use,
+    hint="Run it by hand as the message says; the kind's guide has a complete example.",
+)
 def works(subject: Subject) -> None:
     """A component does its plain work without an error."""
-    use = exercise_of(subject.kind)
-    if use is None:
-        skip(f"nothing is known of the plain use of a {subject.kind.value}")
+    use = plain_use(subject)
     with _muted():
         use(subject)
 
@@ -89,10 +116,10 @@ def is_documented(subject: Subject) -> None:
             fail(f"option {name!r} has no description")
 
 
-@check(None, hint="Use types that JSON knows, and validators that accept what they return.")
+@check(None, applies=has_options, hint="Use types that JSON knows, and validators that accept what they return.")
 def options_round_trip(subject: Subject) -> None:
     """Options survive JSON: what is written down in a run gives the same options back."""
-    model = _options_model(subject)
+    model = subject.host.options_model(subject.kind, subject.id)
     options = parse_options(model, dict(subject.example.options), where=subject.id)
     text = options.model_dump_json()
     again = parse_options(model, json.loads(text), where=subject.id)
@@ -100,10 +127,12 @@ def options_round_trip(subject: Subject) -> None:
         fail(f"{text} is read back as {again.model_dump_json()}")
 
 
-@check(None, per_example=False, hint="Derive the model from nasdistill.spec.options.ComponentOptions.")
+@check(
+    None, per_example=False, applies=has_options, hint="Derive the model from nasdistill.spec.options.ComponentOptions."
+)
 def unknown_options_are_refused(subject: Subject) -> None:
     """An option that does not exist is an error that names it."""
-    model = _options_model(subject)
+    model = subject.host.options_model(subject.kind, subject.id)
     try:
         parse_options(model, {**subject.example.options, "no_such_option": 1}, where=subject.id)
     except ConfigError as error:
@@ -113,11 +142,14 @@ def unknown_options_are_refused(subject: Subject) -> None:
     fail("an unknown option is accepted and ignored")
 
 
-@check(None, per_example=False, hint="Name each optional package in the spec's `requires`, with its extra.")
+@check(
+    None,
+    per_example=False,
+    applies=has_requirements,
+    hint="Name each optional package in the spec's `requires`, with its extra.",
+)
 def missing_packages_are_named(subject: Subject) -> None:
     """Without a package it requires, a component cannot be created, and the error says what to install."""
-    if not subject.spec.requires:
-        skip("it requires no package")
     from nasdistill.host import Host
 
     for item in subject.spec.requires:
@@ -136,12 +168,15 @@ def missing_packages_are_named(subject: Subject) -> None:
                 fail(f"it loads without {item.module}, which it says it requires")
 
 
-@check(None, gate=True, hint="Draw from the generator you are given, or from a generator with a fixed seed.")
+@check(
+    None,
+    gate=True,
+    applies=has_use,
+    hint="Draw from the generator you are given, or from a generator with a fixed seed.",
+)
 def same_seed_same_result(subject: Subject) -> None:
     """The same seed gives the same result, bit for bit, from a fresh component."""
-    use = exercise_of(subject.kind)
-    if use is None:
-        skip("it has no plain use")
+    use = plain_use(subject)
     with _muted():
         first, second = use(subject), use(subject)
     difference = same(first, second)
@@ -149,12 +184,15 @@ def same_seed_same_result(subject: Subject) -> None:
         fail(f"two runs with one seed differ: {difference}")
 
 
-@check(None, gate=True, hint="Restore what you change in a `finally`; use local generators, not global seeds.")
+@check(
+    None,
+    gate=True,
+    applies=has_use,
+    hint="Restore what you change in a `finally`; use local generators, not global seeds.",
+)
 def leaves_the_process_as_found(subject: Subject) -> None:
     """Global state is as before: random states, grad mode, default dtype, threads, warning filters, environment."""
-    use = exercise_of(subject.kind)
-    if use is None:
-        skip("it has no plain use")
+    use = plain_use(subject)
     with _muted():
         use(subject)  # what a first use imports and sets up once is not held against it
         subject.touched.clear()
@@ -168,12 +206,12 @@ def leaves_the_process_as_found(subject: Subject) -> None:
         fail(f"its use changes {', '.join(changed)}")
 
 
-@check(None, hint="Log, or return what you have to say; the command's result stands on standard output.")
+@check(
+    None, applies=has_use, hint="Log, or return what you have to say; the command's result stands on standard output."
+)
 def prints_nothing(subject: Subject) -> None:
     """Nothing is printed to standard output, which belongs to the command's result."""
-    use = exercise_of(subject.kind)
-    if use is None:
-        skip("it has no plain use")
+    use = plain_use(subject)
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         use(subject)
@@ -181,11 +219,13 @@ def prints_nothing(subject: Subject) -> None:
         fail(f"it prints {said.getvalue().strip().splitlines()[0]!r}")
 
 
-@check(None, hint="Keep no open files, locks or lambdas in the component; hold the host by the base class.")
+@check(
+    None,
+    applies=has_instance,
+    hint="Keep no open files, locks or lambdas in the component; hold the host by the base class.",
+)
 def can_be_copied(subject: Subject) -> None:
     """A component can be deep-copied, as a search does with what it configures once."""
-    if subject.kind is Kind.COMMAND or _made_from_a_layer(subject):
-        skip("there is no instance to copy")
     component = create(subject)
     if copy.deepcopy(component).id != component.id:
         fail("the copy has another id")
@@ -204,15 +244,11 @@ def create(subject: Subject) -> Any:
     return subject.create()
 
 
-def _made_from_a_layer(subject: Subject) -> bool:
-    return subject.kind is Kind.ATTENTION and subject.tags.level == "module"
-
-
-def _options_model(subject: Subject) -> type[BaseModel]:
-    model: type[BaseModel] | None = subject.host.options_model(subject.kind, subject.id)
-    if model is None:
-        skip("it has no options")
-    return model
+def plain_use(subject: Subject) -> Exercise:
+    """Return the plain use of the subject's kind."""
+    use = exercise_of(subject.kind)
+    assert use is not None, subject.kind
+    return use
 
 
 def _installed_plugin(subject: Subject) -> bool:
