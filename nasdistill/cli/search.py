@@ -138,12 +138,12 @@ def override(values: dict[str, Any], args: argparse.Namespace, base: RunConfig) 
     settings = [parse_setting(item) for item in args.set]
     said = dict(settings)
     # Options belong to the component that the file names; another one starts from its own defaults.
-    for name, key, known, options in (
+    for flagged, key, before, options in (
         (args.strategy, "search.strategy", base.search.strategy, "search.strategy_options"),
         (args.sampler, "search.sampler", base.search.sampler, "search.sampler_options"),
         (args.teacher, "teacher.name", base.teacher.name, "teacher.options"),
     ):
-        if (name or said.get(key)) not in (None, known):
+        if (flagged or said.get(key)) not in (None, before):
             put(values, options, {})
     for key, value in settings:
         put(values, key, value)

@@ -195,6 +195,7 @@ class Strategy(Component, ABC):
     def plan(self, trials: int) -> list[dict[str, Any]]:
         """Return the rungs with their expected number of candidates and epochs, for the plan shown before the run.
 
-        Each row has ``rung``, ``candidates`` and, for distillation rungs, ``epochs`` per candidate.
+        Each row has ``rung``, ``candidates`` and, for distillation rungs, ``epochs`` per candidate; a ``note`` is
+        shown beside them.
         """
         return []

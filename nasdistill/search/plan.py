@@ -45,6 +45,7 @@ def make_plan(parts: Parts, session: Session, notes: Sequence[str] = ()) -> Even
         cost = seconds["epoch"] * row["epochs"] if "epochs" in row else seconds.get(row["rung"], 0.0)
         row["seconds"] = cost * row["candidates"]
         detail = f", {row['epochs']} epoch{'s' * (row['epochs'] != 1)} each" if "epochs" in row else ""
+        detail += f" ({row['note']})" if "note" in row else ""
         lines.append(f"rung     {row['rung']}: about {row['candidates']} candidates{detail}, {_time(row['seconds'])}")
     if rows:
         latency = parts.config.latency

@@ -181,10 +181,11 @@ class TrainingFree(Strategy):
     def plan(self, trials: int) -> list[dict[str, Any]]:
         """Return the expected number of candidates per rung."""
         finalists = min(self.options.finalists, trials)
+        who = "aging evolution" if self.options.search == "aging_evolution" else "the sampler"
         return [
-            {"rung": "proxies", "candidates": trials},
+            {"rung": "proxies", "candidates": trials, "note": f"evaluations proposed by {who}"},
             {"rung": "latency", "candidates": finalists},
-            {"rung": "full", "candidates": finalists, "epochs": self.options.epochs},
+            {"rung": "full", "candidates": finalists, "epochs": self.options.epochs, "note": "the finalists"},
         ]
 
 

@@ -11,6 +11,9 @@ from nasdistill.report.markup import Cell, figure, listed, paragraph, score, tab
 
 SIZE = ("params", "macs")
 
+_FEW = 12
+"""Students up to which a correlation's interval covers nearly everything."""
+
 
 def verdicts(proxies: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return a sentence for each proxy that is not plain size: whether it ranks better than parameters and MACs do."""
@@ -74,6 +77,9 @@ def proxies(run: Mapping[str, Any]) -> Section:
         "narrows the range and lowers the correlations; with few students the intervals are wide.",
         "note",
     )
+    scored = sum(bool(outcome.get("proxies")) for outcome in run.get("outcomes", []))
+    if n <= _FEW and scored >= 3 * n:
+        html += paragraph(f"Only {n} of {scored} scored candidates were distilled: too few for a verdict on the proxies.")
     html += listed(verdicts(data)) if any(name not in SIZE for name in data) else ""
     html += figure(plot, "Rank correlation with the distilled scores, with 95 % bootstrap intervals.")
     html += table(
