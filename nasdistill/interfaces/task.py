@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
+from nasdistill.errors import MismatchError, one_line
 from nasdistill.interfaces.base import Component
 from nasdistill.interfaces.batch import Batch
+from nasdistill.seeds import seeded
 from nasdistill.spec.io import IOSpec
 
 Split = Literal["train", "validation", "test"]
@@ -127,8 +130,34 @@ class Task(Component, ABC):
         return True
 
     def check(self, model: nn.Module, label: str = "model") -> None:
-        """Run a trial forward and refuse a model that does not fit.
+        """Run two samples through a model, in eval mode and left as it was, and refuse one that does not fit.
+
+        By default a model fits when its output has a row per sample and ``io.outputs`` numbers on the last axis.
 
         Raises:
             MismatchError: names the model's and the task's shapes.
         """
+        batch = next(iter(self.batches("train", batch_size=2)))
+        where = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+        modes = {module: module.training for module in model.modules()}
+        hint = "Choose another model, or other options of the task."
+        try:
+            with torch.no_grad(), seeded(0, "trial forward"):
+                output: object = self.forward(model.eval(), batch.to(where))
+        except MismatchError:
+            raise
+        except Exception as error:  # whatever a foreign model raises on inputs it was not made for
+            shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in batch.inputs.items())
+            raise MismatchError(
+                f"{label} does not take this data ({self.io}; {shapes}): {one_line(error)}", hint=hint
+            ) from error
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+        found = tuple(output.shape) if isinstance(output, Tensor) else None
+        if found is None or len(found) < 2 or (found[0], found[-1]) != (batch.size, self.io.outputs):
+            raise MismatchError(
+                f"{label} gives {type(output).__name__ if found is None else found} for {batch.size} samples, but the "
+                f"task ({self.io}) needs {self.io.outputs} on the last axis",
+                hint=hint,
+            )

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from nasdistill.errors import ConfigError
 from nasdistill.files import content_hash
+from nasdistill.interfaces.base import Example
 from nasdistill.interfaces.batch import Batch
 from nasdistill.interfaces.task import Metric, Split, Task
 from nasdistill.seeds import torch_generator
@@ -107,6 +108,14 @@ class ImageClassification(Task):
     """See the module's text."""
 
     metric: ClassVar[Metric] = Metric("accuracy")
+    examples: ClassVar[tuple[Example, ...]] = (
+        Example(name="digits", context={"other_options": {"split_seed": 1}}),
+        Example(
+            {"labels": 0.3, "augment": "shift_flip", "validation_shift": 1},
+            {"other_options": {"labels": 0.2}},
+            name="few labels",
+        ),
+    )
     options_model = ImageClassificationOptions
     options: ImageClassificationOptions
 
