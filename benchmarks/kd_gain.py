@@ -70,7 +70,7 @@ def settings(quick: bool, cifar: str) -> list[Setting]:
     """Return the settings; the quick ones only show that everything runs."""
     resnet = (("width", 8), ("stem_stride", 2), *((f"stage{i}.blocks", 1) for i in range(3)))
     vit = (("stem_width", 8), ("width", 32), ("depth", 1))
-    epochs = 4 if quick else 30
+    epochs = 3 if quick else 30
     return [
         Setting(
             "cifar10", cifar, (("augment", "shift_flip"),), "resnet_s0", resnet, 1 if quick else 12, 1 if quick else 24
@@ -110,7 +110,7 @@ def teacher_of(host: Host, setting: Setting, task: Task) -> TeacherSession:
 
 
 def run_seed(setting: Setting, seed: int, folder: str) -> list[dict[str, Any]]:
-    """Train every arm of one seed; its own process, so that seeds run side by side on one thread each."""
+    """Train every arm of one seed; its own process where there are several, so that they run side by side on one thread each."""
     torch.set_num_threads(1)
     host = Host.load(third_party=False)
     task = prepared(host, setting)
@@ -140,6 +140,15 @@ def run_seed(setting: Setting, seed: int, folder: str) -> list[dict[str, Any]]:
         )  # fmt: skip
         say(f"{setting.name}, seed {seed}, {name}: {test.score:.4f} ({result.seconds:.0f} s)")
     return found
+
+
+def run_seeds(setting: Setting, seeds: range, folder: str, jobs: int) -> list[dict[str, Any]]:
+    """Run all seeds, side by side where there are several."""
+    if len(seeds) == 1:
+        return run_seed(setting, seeds[0], folder)
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        running = [pool.submit(run_seed, setting, seed, folder) for seed in seeds]
+        return [run for job in running for run in job.result()]
 
 
 def rows_of(setting: Setting, runs: list[dict[str, Any]], teacher: float) -> list[dict[str, Any]]:
@@ -184,10 +193,8 @@ def main() -> None:
         with (
             timed(f"{setting.name}: students"),
             tempfile.TemporaryDirectory(prefix="nasdistill-bench-") as folder,
-            ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool,
         ):
-            jobs = [pool.submit(run_seed, setting, seed, folder) for seed in seeds]
-            rows += rows_of(setting, [run for job in jobs for run in job.result()], teacher)
+            rows += rows_of(setting, run_seeds(setting, seeds, folder, args.jobs), teacher)
     notes = [
         "gain: mean paired difference to labels alone, in points of test accuracy; sd over seeds.",
     ]

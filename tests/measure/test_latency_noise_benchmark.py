@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "latency_noise.py"
+from benchmark_runs import run_benchmark
 
 
 @pytest.mark.slow
 def test_quick_run(tmp_path):
-    found = subprocess.run(
-        [sys.executable, SCRIPT, "--quick", "--passes", "2", "--pairs", "5", "--load", "1", "--json", "out.json"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
-    assert found.returncode == 0, found.stderr
-    result = json.loads((tmp_path / "out.json").read_text())
+    result, printed = run_benchmark("latency_noise", tmp_path, "--passes", 2, "--pairs", 5, "--load", 1)
     assert {row["target"] for row in result["rows"]} == {"targets:onnxruntime_cpu", "targets:torch_cpu"}
     assert len(result["rows"]) == 6
     assert len(result["meta"]["raw"]) == 12
@@ -32,4 +16,4 @@ def test_quick_run(tmp_path):
         assert 0 < row["spread"] <= row["worst"]
         assert len(row["spreads"]) == 6
         assert (row["covered"] is None) == (not row["estimator"].endswith("(ours)"))
-    assert "paired ratio (ours)" in found.stdout
+    assert "paired ratio (ours)" in printed

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from benchmark_runs import run_benchmark
 
 from nasdistill_proxies import nasdistill_proxies
 
@@ -16,21 +14,12 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_quick_run(tmp_path):
+def test_quick_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("NASDISTILL_CACHE", str(tmp_path / "cache"))
     data = Path(os.environ.get("NASDISTILL_DATA", ROOT.parent / "shared" / "data"))
     pools = ["width", "published"] if (data / "diswot_s0").is_dir() else ["width"]
     words = [word for pool in pools for word in ("--pool", pool)]
-    script = ROOT / "benchmarks" / "proxy_rank.py"
-    found = subprocess.run(
-        [sys.executable, script, "--quick", "--json", tmp_path / "out.json", "--data", data, *words],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "NASDISTILL_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"},
-        timeout=600,
-    )
-    assert found.returncode == 0, found.stderr
-    result = json.loads((tmp_path / "out.json").read_text())
+    result, printed = run_benchmark("proxy_rank", tmp_path, "--data", data, *words)
     assert set(result["meta"]["pools"]) == set(pools)
     for pool in pools:
         rows = {row["proxy"]: row for row in result["rows"] if row["pool"] == pool}
@@ -42,7 +31,7 @@ def test_quick_run(tmp_path):
             if name != "guessing":
                 assert -1.0 <= row["spearman"] <= 1.0
                 assert -1.0 <= row["kendall"] <= 1.0
-        assert "params" in found.stdout
+        assert "params" in printed
     if "published" in pools:
         # Size is known exactly, so its row does not depend on seeds, batch or machine.
         rows = {row["proxy"]: row for row in result["rows"] if row["pool"] == "published"}
