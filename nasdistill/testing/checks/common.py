@@ -7,11 +7,10 @@ import copy
 import io
 import json
 import re
-import sys
 from collections.abc import Iterator
 from typing import Any
 
-from nasdistill.errors import ConfigError, MissingExtraError, NasdistillError
+from nasdistill.errors import ConfigError, NasdistillError
 from nasdistill.spec.component import Kind
 from nasdistill.spec.options import ComponentOptions, parse_options
 from nasdistill.testing.registry import Exercise, check, exercise_of, fail
@@ -37,19 +36,6 @@ def has_options(subject: Subject) -> bool:
         return subject.host.options_model(subject.kind, subject.id) is not None
     except NasdistillError:
         return False
-
-
-def has_requirements(subject: Subject) -> bool:
-    """Whether it needs packages beyond the base install."""
-    return bool(subject.spec.requires)
-
-
-@check(None, gate=True, per_example=False, hint="Correct the fields of the spec that the plugin's hook returns.")
-def spec_is_well_formed(subject: Subject) -> None:
-    """A spec has a legal name, importable targets, a one-line summary and tuples of references and requirements."""
-    found = subject.spec.problems()
-    if found:
-        fail("; ".join(found))
 
 
 @check(None, gate=True, per_example=False, hint="Check the spec's target, and what the module imports.")
@@ -144,32 +130,6 @@ def unknown_options_are_refused(subject: Subject) -> None:
 
 @check(
     None,
-    per_example=False,
-    applies=has_requirements,
-    hint="Name each optional package in the spec's `requires`, with its extra.",
-)
-def missing_packages_are_named(subject: Subject) -> None:
-    """Without a package it requires, a component cannot be created, and the error says what to install."""
-    from nasdistill.host import Host
-
-    for item in subject.spec.requires:
-        host = Host.load() if _installed_plugin(subject) else subject.host
-        with _hidden(item.module):
-            if not any(lacking.module == item.module for lacking in host.missing(subject.kind, subject.id)):
-                fail(f"{item.module} cannot be hidden, so nothing is known")
-            if host is subject.host:
-                continue  # its class is imported already; that the lack is seen is all there is to see
-            try:
-                host.load(subject.kind, subject.id)
-            except MissingExtraError as error:
-                if item.extra not in str(error):
-                    fail(f"without {item.module} the error does not name {item.extra}: {error}")
-            else:
-                fail(f"it loads without {item.module}, which it says it requires")
-
-
-@check(
-    None,
     gate=True,
     applies=has_use,
     hint="Draw from the generator you are given, or from a generator with a fixed seed.",
@@ -251,30 +211,8 @@ def plain_use(subject: Subject) -> Exercise:
     return use
 
 
-def _installed_plugin(subject: Subject) -> bool:
-    """Return whether a fresh host would find the component too."""
-    plugin = next(item for item in subject.host.plugins() if item.name == subject.record.plugin)
-    return plugin.distribution != "(in process)"
-
-
 @contextlib.contextmanager
 def _muted() -> Iterator[None]:
     """Keep what a component prints away from the results; that it prints is a check of its own."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
-
-
-@contextlib.contextmanager
-def _hidden(module: str) -> Iterator[None]:
-    """Make a package look as if it were not installed."""
-    missing = object()
-    top = module.partition(".")[0]
-    before = sys.modules.get(top, missing)
-    sys.modules[top] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        if before is missing:
-            del sys.modules[top]
-        else:
-            sys.modules[top] = before  # type: ignore[assignment]
