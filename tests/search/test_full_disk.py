@@ -17,7 +17,7 @@ from nasdistill.host import Host
 from nasdistill.search.run import run_search
 
 SCRIPT = textwrap.dedent("""
-    import json, sys
+    import json, subprocess, sys
     from pathlib import Path
     from nasdistill.errors import NasdistillError
     from nasdistill.host import Host
@@ -25,15 +25,14 @@ SCRIPT = textwrap.dedent("""
     from nasdistill.search.run import resume_search, run_search
     from nasdistill.store import RunDirectory
     from toys_search import outcome, resumable
-    run, host = Path(sys.argv[2]), Host.load(third_party=False)
-    if sys.argv[1] == "search":
-        try:
-            run_search(resumable(Path(sys.argv[3])), run, host=host)
-        except NasdistillError as error:
-            print(json.dumps(["full", str(error), build_result(RunDirectory.open(run))["trials"]]))
-    else:
-        result = resume_search(run, host=host)
-        print(json.dumps(["resumed", outcome(result, run)]))
+    run, host = Path(sys.argv[1]), Host.load(third_party=False)
+    try:
+        run_search(resumable(Path(sys.argv[2])), run, host=host)
+    except NasdistillError as error:
+        print(json.dumps(["full", str(error), build_result(RunDirectory.open(run))["trials"]]))
+    subprocess.run(["mount", "-o", "remount,size=64m", str(run.parent)], check=True)
+    result = resume_search(run, host=host)
+    print(json.dumps(["resumed", outcome(result, run)]))
 """)
 
 
@@ -45,6 +44,7 @@ def may_mount() -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not may_mount(), reason="no tmpfs can be mounted here (unshare -rm)")
 @pytest.mark.parametrize("kilobytes", [1000])
 def test_a_full_disk_loses_nothing_that_was_finished(tmp_path, monkeypatch, kilobytes):
@@ -57,12 +57,9 @@ def test_a_full_disk_loses_nothing_that_was_finished(tmp_path, monkeypatch, kilo
     small.mkdir()
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    python = f"'{sys.executable}' '{script}'"
     steps = f"""
         mount -t tmpfs -o size={kilobytes}k tmpfs '{small}' || exit 9
-        {python} search '{small}/run' '{digits}'
-        mount -o remount,size=64m '{small}' || exit 9
-        {python} resume '{small}/run'
+        '{sys.executable}' '{script}' '{small}/run' '{digits}'
     """
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     command = ["unshare", "-rm", "sh", "-c", steps]

@@ -79,3 +79,10 @@ def test_hypervolume_ignores_order_duplicates_and_dominated_points(rows, rng: ra
 def test_points_outside_the_reference_or_infinite_add_nothing():
     assert hypervolume([(2.0, 0.0), (0.0, math.inf)], (1.0, 1.0)) == 0.0
     assert hypervolume([], (1.0, 1.0)) == 0.0
+
+
+@given(points)
+def test_pairs_have_the_fronts_that_peeling_finds(rows):
+    """Two objectives have a faster way; a third one that is the same for all takes the other."""
+    assert fronts(rows) == fronts([(*row, 0.0) for row in rows])
+    assert fronts([(math.inf, 1.0), *rows]) == fronts([(math.inf, 1.0, 0.0), *((*row, 0.0) for row in rows)])

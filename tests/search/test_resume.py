@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -239,37 +240,29 @@ def test_what_is_damaged_is_made_again(digits, tmp_path, monkeypatch, whole, dam
     assert found == expected
 
 
-def test_an_interrupt_says_how_to_go_on_and_can_be_resumed(digits, tmp_path, whole):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_says_how_to_go_on_and_can_be_resumed(digits, tmp_path, whole, number, code):
     """The first signal ends the search where nothing is half done."""
-    script = textwrap.dedent("""
-        import os, signal, sys
-        sys.path.insert(0, sys.argv[3])
-        from pathlib import Path
-        from test_resume import host
-        from toys_search import resumable
-        from nasdistill.search.run import run_search
-        def listener(event):
-            if event.kind == "epoch" and event.rung == "full":
-                os.kill(os.getpid(), int(sys.argv[4]))
-        try:
-            run_search(resumable(Path(sys.argv[1])), Path(sys.argv[2]), host=host(), listener=listener)
-        except KeyboardInterrupt as stop:
-            print(stop, file=sys.stderr)
-            sys.exit(stop.exit_code)
-    """)
-    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-        run = tmp_path / f"run{code}"
-        command = [sys.executable, "-c", script, str(digits), str(run), str(Path(__file__).parent), str(int(number))]
-        ended = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
-        assert ended.returncode == code, ended.stderr
-        assert f"nasdistill resume {run}" in ended.stderr
-        assert RunDirectory.open(run).state() == "interrupted"
+
+    def listener(event):
+        if event.kind == "epoch" and event.rung == "full":
+            os.kill(os.getpid(), number)
+
+    run = tmp_path / "run"
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    signal.signal(number, lambda *_: pytest.fail("the search does not listen to the signal"))  # nor does it end here
+    try:
+        with pytest.raises(KeyboardInterrupt, match=f"nasdistill resume {run}") as stop:
+            run_search(resumable(digits), run, host=host(), listener=listener)
+        assert stop.value.exit_code == code
+    finally:
+        for n, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(n, handler)
+    assert RunDirectory.open(run).state() == "interrupted"
     assert outcome(resume_search(run, host=host()), run) == whole[0]
 
 
 def environment():
-    import os
-
     return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
 
 
@@ -304,14 +297,25 @@ def test_a_killed_process_leaves_a_run_that_says_so_and_resumes(digits, tmp_path
 
 def test_two_processes_cannot_work_on_one_run(digits, tmp_path, monkeypatch, whole):
     run = broken_off(digits, tmp_path / "run", monkeypatch, whole[1])
-    script = "import sys; from pathlib import Path; from nasdistill.search.run import resume_search\n"
-    script += "resume_search(Path(sys.argv[1]))"
+    script = textwrap.dedent("""
+        import sys
+        from pathlib import Path
+        from nasdistill.store.rundir import RunDirectory
+        with RunDirectory.open(Path(sys.argv[1])).owned():
+            print("mine", flush=True)
+            sys.stdin.read()
+    """)
     run.write("status.json", {"state": "running"})
-    command = [sys.executable, "-c", script, str(run.path)]
-    with run.owned():
+    other = subprocess.Popen(
+        [sys.executable, "-c", script, str(run.path)], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with other:
+        assert other.stdout.readline() == "mine\n"
         assert run.state() == "running"
-        ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "is being worked on by process" in ended.stderr
+        with pytest.raises(UsageError, match=f"is being worked on by process {other.pid} "):
+            resume_search(run.path, host=host())
+        other.stdin.close()
+    assert other.returncode == 0
     assert run.state() == "killed"
 
 
