@@ -128,6 +128,24 @@ def attention_record(model: nn.Module) -> AttentionRecord:
     ]
 
 
+def random_vit(*, side: int = 32, width: int = 32, depth: int = 2, heads: int = 2, classes: int = 10) -> nn.Module:
+    """Return a small timm vision transformer with random weights, in eval mode: something to try a core in.
+
+    Args:
+        side: images are ``(3, side, side)``; its patches are 8 x 8.
+        width: channels C.
+        depth: number of blocks.
+        heads: heads of each block.
+        classes: size of the output.
+    """
+    ensure()
+    from timm.models.vision_transformer import VisionTransformer
+
+    return VisionTransformer(
+        img_size=side, patch_size=8, embed_dim=width, depth=depth, num_heads=heads, num_classes=classes
+    ).eval()
+
+
 def clear_attention(model: nn.Module) -> None:
     """Give all swapped modules of a model their own attention back, in place; cores and their parameters are lost."""
     for module in model.modules():

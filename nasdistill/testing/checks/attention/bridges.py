@@ -1,0 +1,104 @@
+"""Leaving plain torch: export, and the place of a core in a vision transformer."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nasdistill.interfaces import AttentionContext
+from nasdistill.spec.component import Kind
+from nasdistill.testing.checks.attention.cases import (
+    first_mode,
+    gap,
+    is_core,
+    is_layer,
+    layer_of,
+    tags_of,
+    tensors,
+)
+from nasdistill.testing.checks.attention.work import Call
+from nasdistill.testing.registry import check, fail, skip
+from nasdistill.testing.subject import Subject
+
+
+@check(
+    Kind.ATTENTION, thorough=True, applies=is_layer, hint="Decide nothing by the values of tensors; or drop the tag."
+)
+def exportable_is_true(subject: Subject) -> None:
+    """A variant tagged `exportable` passes torch.export and both ways to ONNX, and computes the same there."""
+    if not tags_of(subject).exportable:
+        skip("it is not tagged exportable")
+    call = Call(subject, layer_of(subject, dtype=torch.float32), first_mode(subject)).eval()
+    inputs, others = (tuple(tensors(subject, 16, dtype=torch.float32, seed=seed)) for seed in (0, 1))
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = call(*others)
+        try:
+            program = torch.export.export(call, inputs, strict=False)
+        except Exception as error:
+            fail(f"torch.export: {type(error).__name__}: {str(error).strip().splitlines()[0]}")
+        _compare("torch.export", program.module()(*others), expected)
+        if importlib.util.find_spec("onnx") is None or importlib.util.find_spec("onnxruntime") is None:
+            return
+        for dynamo in (False, True):
+            _compare(f"ONNX, {'dynamo' if dynamo else 'TorchScript'}", _in_onnx(call, inputs, others, dynamo), expected)
+
+
+def _compare(how: str, found: Tensor, expected: Tensor) -> None:
+    if (difference := gap(found, expected)) > 1e-4:
+        fail(f"{how}: the exported graph differs by {difference:.3g}")
+
+
+def _in_onnx(call: Call, inputs: tuple[Tensor, ...], others: tuple[Tensor, ...], dynamo: bool) -> Tensor:
+    """Export a call on `inputs` and return what onnxruntime gives for `others`."""
+    import onnxruntime
+
+    from nasdistill.bridge.onnx import export_onnx
+
+    names = [f"x{number}" for number in range(len(inputs))]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "layer.onnx")
+        try:
+            export_onnx(call, inputs, path, dynamo=dynamo, inputs=names)
+        except Exception as error:
+            fail(f"ONNX, {'dynamo' if dynamo else 'TorchScript'}: {type(error).__name__}: {str(error).splitlines()[0]}")
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        outs = session.run(None, {name: x.numpy() for name, x in zip(names, others, strict=True)})
+    return torch.from_numpy(outs[0])
+
+
+def fits_timm(subject: Subject) -> bool:
+    """Whether a timm block takes such a variant: a stateless bidirectional core."""
+    tags = tags_of(subject)
+    return is_core(subject) and tags.bidirectional and not tags.stateful
+
+
+@check(
+    Kind.ATTENTION, thorough=True, applies=fits_timm, hint="Take sizes from q, k and v; ctx.layout has the patch grid."
+)
+def timm_bridge_agrees(subject: Subject) -> None:
+    """In a block of a timm vision transformer the core computes what it computes alone, and can be trained there."""
+    from nasdistill.bridge.timm import random_vit, set_attention, verify_attention
+
+    model: Any = random_vit()
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    set_attention(model, {1: (subject.id, dict(subject.example.options))}, subject.host)
+    verify_attention(model, images)
+    attention = model.blocks[1].attn
+    seen: dict[str, Tensor] = {}
+    attention.register_forward_hook(lambda module, args, out: seen.update(x=args[0], out=out))
+    torch.autograd.backward(model(images).square().sum())
+    x = seen["x"]
+    q, k, v = attention.qkv(x).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    alone = attention.core(q, k, v, AttentionContext(layer=1, layer_input=x)).out
+    if (found := gap(seen["out"], attention.proj(alone.transpose(1, 2).flatten(2)))) > 1e-5:
+        fail(f"the block's attention differs from projections, core and projection by hand, by {found:.3g}")
+    for name, parameter in attention.named_parameters():
+        if parameter.grad is None or not parameter.grad.isfinite().all():
+            fail(f"in the block {name} gets {'no' if parameter.grad is None else 'not a finite'} gradient")
