@@ -1,7 +1,7 @@
 """Reads the code blocks of a page, and runs them: a small interpreter for what the documentation shows.
 
 A block whose first line is a comment with a file's name (``# nasdistill_acme/zen.py``) is written to that file. Other
-Python runs in this process, ``nasdistill ...`` through the command line's own entry point, any other shell line in bash.
+Python runs in this process, ``nasdistill ...`` through the command line's entry point, any other shell line in bash.
 ``<!-- not run: REASON -->`` above a block leaves it out, and so does the README's ``<!-- command ONE -->``, which the
 continuous check installs from; both are counted by a test.
 """
@@ -113,13 +113,13 @@ def _shell(line: str, search: str, where: str) -> None:
         line = f"{line} {search}"
     command, _, output = line.partition(" > ")
     if command.startswith("nasdistill ") and not _SHELL.search(f"{command} {output}"):
-        with Path(output).open("w", encoding="utf-8") if output else contextlib.nullcontext(sys.stdout) as stream:
-            with contextlib.redirect_stdout(stream):
-                code = main(shlex.split(command)[1:])
+        with contextlib.ExitStack() as stack:
+            if output:
+                stack.enter_context(contextlib.redirect_stdout(stack.enter_context(Path(output).open("w"))))
+            code = main(shlex.split(command)[1:])
         assert code == 0, f"exit code {code} of {line!r} in {where}"
         return
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", line], env=env, capture_output=True, text=True, check=False
-    )
+    program = ["bash", "-euo", "pipefail", "-c", line]
+    done = subprocess.run(program, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{where}\n{done.stdout}\n{done.stderr}"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 import re
 from collections.abc import Iterator
 from typing import Any, get_args
 
-from generated_components import docstring, options_table
+from generated_components import anchor, docstring, host, options_table
 from markdown_pieces import code, table
 from pydantic import BaseModel
 
@@ -20,6 +19,7 @@ from nasdistill.host.hookspecs import HOOKS
 from nasdistill.host.registry import label
 from nasdistill.spec.component import SPEC_CLASSES, Kind
 from nasdistill.spec.config import RunConfig
+from nasdistill.spec.systems import STATES, Realisation, realise, systems
 
 
 def signature(function: Any) -> str:
@@ -154,31 +154,43 @@ def _markdown(text: str) -> str:
 
 def checks() -> str:
     """Return the contract checks, kind by kind."""
-    from nasdistill.testing.registry import all_checks
+    from nasdistill.testing import all_checks
+    from nasdistill.testing.pluginchecks import plugin_checks
 
-    found = list(all_checks())
-    parts = []
+    whole = [(code(check.name), *_cells(check)) for check in plugin_checks(host(), "proxies")]
+    parts = ["## a plugin as a whole", table(("check", "rule", "likely fix"), whole)]
     for kind in [None, *Kind]:
-        rows = [check for check in found if _belongs(check, kind)]
-        if rows:
-            title = "every kind" if kind is None else label(kind)
-            cells = [
-                (code(check.name), check.rule, check.hint, "thorough" if check.thorough else "always") for check in rows
-            ]
-            parts += [f"## {title}", table(("check", "rule", "likely fix", "runs"), cells)]
+        found = [check for check in all_checks() if check.kind is kind]
+        if found:
+            parts += [f"## {'every kind' if kind is None else label(kind)}"]
+            parts += [table(("check", "rule", "likely fix"), [(_check_name(check), *_cells(check)) for check in found])]
     return "\n\n".join(parts) + "\n"
 
 
-def _belongs(check: Any, kind: Kind | None) -> bool:
-    everything = check.kinds is None or not check.kinds or set(check.kinds) >= set(Kind)
-    return everything if kind is None else not everything and kind in check.kinds
+def _check_name(check: Any) -> str:
+    return code(check.name) + (" (thorough)" if check.thorough else "")
+
+
+def _cells(check: Any) -> tuple[str, str]:
+    return check.rule.replace("``", "`"), check.hint
 
 
 def papers() -> str:
     """Return the table of systems that the toolkit covers or will cover."""
-    raise NotImplementedError
+    every = realisations()
+    counts = ", ".join(f"{sum(item.state == state for item in every)} {state}" for state in STATES)
+    rows = []
+    for item in every:
+        system = item.system
+        title = f"[{system.title}](https://arxiv.org/abs/{system.arxiv})" if system.arxiv else system.title
+        links = [
+            f"[`{name}`](components/{spec.kind.value}.md#{anchor(spec.kind, name)})" for name, spec in item.components
+        ]
+        rows.append((str(system.number), title, item.state, ", ".join(links), item.left_out))
+    return f"{len(every)} systems: {counts}.\n\n" + table(("", "system", "state", "components", "left out"), rows)
 
 
-def as_json(value: Any) -> str:
-    """Return JSON as one line of code."""
-    return code(json.dumps(value))
+def realisations() -> list[Realisation]:
+    """Return every system with what is bundled of it."""
+    components = [(record.id, record.spec) for record in host().specs()]
+    return [realise(system, components) for system in systems()]

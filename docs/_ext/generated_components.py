@@ -47,11 +47,12 @@ def components(kind: str) -> str:
     records = host().specs(Kind(kind))
     if not records:
         return "None is bundled yet; plugins can bring some.\n"
-    listing = table(("id", "summary"), [(f"[`{r.id}`](#{_anchor(r.kind, r.id)})", r.spec.summary) for r in records])
+    listing = table(("id", "summary"), [(f"[`{r.id}`](#{anchor(r.kind, r.id)})", r.spec.summary) for r in records])
     return "\n".join([listing, *(_component(describe(host(), record)) for record in records)])
 
 
-def _anchor(kind: Kind, identifier: str) -> str:
+def anchor(kind: Kind, identifier: str) -> str:
+    """Return the anchor of a component's section."""
     return f"{kind.value}-{identifier.replace(':', '-')}".replace("_", "-")
 
 
@@ -69,7 +70,7 @@ def _component(details: dict[str, Any]) -> str:
         ("tags", ", ".join(code(f"{tag} = {value!r}") for tag, value in details["tags"].items())),
     ]
     parts = [
-        f"({_anchor(Kind(details['kind']), details['id'])})=",
+        f"({anchor(Kind(details['kind']), details['id'])})=",
         f"## {details['id']}",
         details["summary"],
         table(("", ""), [fact for fact in facts if fact[1]]),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from docs_blocks import DOCS, ROOT, SMALL, TINY, blocks, pages, run_page
+from fake_distributions import write_distribution
 
 HOWTO = sorted(path for path in (DOCS / "howto").glob("*.md") if blocks(path))
 GUIDES = sorted(path for path in (DOCS / "guides").glob("*.md") if blocks(path))
@@ -93,6 +94,20 @@ def desk(empty_desk, finished):
 @pytest.mark.parametrize("page", HOWTO, ids=lambda page: page.stem)
 def test_how_to(page, desk):
     run_page(page, desk)
+
+
+@pytest.fixture
+def acme(desk, monkeypatch):
+    """The same with an installed distribution ``nasdistill-acme``, whose modules the guide's blocks write."""
+    write_distribution(desk, "nasdistill-acme", modules={}, entries={"acme": "nasdistill_acme"})
+    monkeypatch.syspath_prepend(desk)
+    return desk
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
+def test_guide(page, acme):
+    run_page(page, acme)
 
 
 @pytest.mark.slow
