@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -26,6 +26,7 @@ from torch import nn
 
 from nasdistill.errors import MismatchError, UsageError, did_you_mean, one_line
 from nasdistill.files import atomic_path, content_hash, file_hash, read_json, write_json
+from nasdistill.interfaces.base import Example
 from nasdistill.interfaces.space import SearchSpace
 from nasdistill.interfaces.task import Task
 from nasdistill.interfaces.teacher import Teacher, TeacherSession
@@ -83,6 +84,17 @@ class BuiltinOptions(ComponentOptions):
 class BuiltinTeacher(Teacher):
     """See the module's text."""
 
+    examples: ClassVar[tuple[Example, ...]] = (
+        # One pass over a few images: what is checked does not depend on how much it knows.
+        Example(
+            {"epochs": 1},
+            {
+                "task": "tasks:image_classification",
+                "task_options": {"validation_share": 0.05, "test_share": 0.9},
+                "other_options": {"seed": 1},
+            },
+        ),
+    )
     options_model = BuiltinOptions
     options: BuiltinOptions
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -23,6 +23,7 @@ from torch import nn
 
 from nasdistill.bridge import prepare_imports
 from nasdistill.errors import DataError, MismatchError, NasdistillError, UsageError, did_you_mean, one_line
+from nasdistill.interfaces.base import Example
 from nasdistill.interfaces.task import Task
 from nasdistill.interfaces.teacher import Teacher, TeacherSession
 from nasdistill.seeds import seeded
@@ -44,6 +45,10 @@ class TimmOptions(ComponentOptions):
 class TimmTeacher(Teacher):
     """See the module's text."""
 
+    examples: ClassVar[tuple[Example, ...]] = (
+        Example({}, {"locator": "test_resnet", "other_options": {"seed": 1}}, name="resnet"),
+        Example({"model_options": {"patch_size": 4}}, {"locator": "test_vit"}, name="vit"),
+    )
     options_model = TimmOptions
     options: TimmOptions
 

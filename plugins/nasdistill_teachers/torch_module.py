@@ -20,12 +20,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
 from nasdistill.errors import BrokenComponentError, UsageError, did_you_mean, one_line
 from nasdistill.files import content_hash, file_hash
+from nasdistill.interfaces.base import Example
 from nasdistill.interfaces.task import Task
 from nasdistill.interfaces.teacher import SingleTeacher, Teacher, TeacherSession
 from nasdistill.seeds import seeded
@@ -41,6 +42,14 @@ class TorchOptions(ComponentOptions):
 class TorchTeacher(Teacher):
     """See the module's text."""
 
+    examples: ClassVar[tuple[Example, ...]] = (
+        Example(
+            context={
+                "locator": "nasdistill.testing.kit.models:SmallResNet",
+                "other_locator": "nasdistill.testing.kit.models:SmallViT",
+            }
+        ),
+    )
     options_model = TorchOptions
     options: TorchOptions
 

@@ -16,7 +16,6 @@ from torch import nn
 
 from nasdistill.errors import BrokenComponentError, DataError, MismatchError, NasdistillError, UsageError
 from nasdistill.files import cache_folder, read_json
-from nasdistill.interfaces import StepInfo, Trace
 from nasdistill.spec.component import Kind
 from nasdistill.weights import model_hash, state_hash
 
@@ -96,22 +95,6 @@ def test_timm_models_fit_other_images(opened, colours):
     for name, options in (("timm:test_resnet", {}), ("timm:test_vit", {"patch_size": 8})):
         session, _ = opened(name, colours, model_options=options)
         assert session.model(colours.example(2)[0]).shape == (2, 5)
-
-
-def test_timm_random_weights_are_fixed_by_the_seed(opened, digits):
-    random = torch.get_rng_state()
-    first, second, third = (opened("timm:test_resnet", digits, seed=seed)[0].fingerprint for seed in (0, 0, 1))
-    assert first == second != third
-    assert torch.equal(random, torch.get_rng_state())
-
-
-def test_timm_session_traces_and_counts(opened, digits):
-    session, _ = opened("timm:test_resnet", digits)
-    batch = next(digits.batches("validation", batch_size=5))
-    trace = session.trace(batch, frozenset(), StepInfo(), lambda model, batch, sites: Trace({}))
-    assert isinstance(trace, Trace)
-    assert session.queries == 5
-    assert session.cacheable
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", "wrapped"])
