@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
 
@@ -9,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nasdistill.errors import UsageError, did_you_mean
 from nasdistill.interfaces import Batch
 from nasdistill.seeds import seeded
 from nasdistill.spec.io import IOSpec
@@ -115,6 +118,28 @@ def built(kind: type[nn.Module], *args: int, seed: int = 0, **options: int) -> n
     """Return a network with weights drawn from `seed`, whatever the global generator says."""
     with seeded(seed, "model"):
         return kind(*args, **options)
+
+
+def maker(what: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """Return what makes a network that an example asks for.
+
+    Args:
+        what: a class of this module by its name (``"SmallViT"``), any callable as ``"package.module:callable"``, or
+            the callable itself.
+
+    Raises:
+        UsageError: there is none of this name here.
+    """
+    if not isinstance(what, str):
+        return what
+    if ":" in what:
+        module, _, attribute = what.partition(":")
+        found: Callable[..., nn.Module] = getattr(importlib.import_module(module), attribute)
+        return found
+    known = {kind.__name__: kind for kind in (SmallResNet, SmallViT, Mlp)}
+    if what not in known:
+        raise UsageError(f"an example names the network {what!r}, which there is not. {did_you_mean(what, known)}")
+    return known[what]
 
 
 @cache
