@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -27,6 +29,20 @@ def write_tensors(state: Mapping[str, Tensor], path: Path) -> str:
     # Not save_file: its error on a full disk is not an OSError.
     path.write_bytes(save(tensors, metadata={"format": "pt"}))
     return file_hash(path)
+
+
+@contextlib.contextmanager
+def complete_or_empty(folder: Path) -> Iterator[None]:
+    """Empty a folder again when what writes into it fails."""
+    try:
+        yield
+    except BaseException:
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        raise
 
 
 def trial_inputs(request: ExportRequest) -> Iterator[tuple[Tensor, ...]]:

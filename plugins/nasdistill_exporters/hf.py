@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from nasdistill.errors import TrialFailure, one_line
 from nasdistill.files import content_hash, write_json, write_text
 from nasdistill.interfaces import Exporter, ExportRequest, ModelingSource
-from nasdistill_exporters._files import BATCHES, answer, trial_inputs, write_tensors
+from nasdistill_exporters._files import BATCHES, answer, complete_or_empty, trial_inputs, write_tensors
 from nasdistill_exporters.card import model_card
 from nasdistill_exporters.vendoring import KEPT_IMPORTS, Vendor, VendoringError, requirements
 
@@ -152,25 +152,26 @@ class HuggingFaceFolder(Exporter):
         foreign = sorted(set(requirements(files.values())) - KEPT_IMPORTS)
         if foreign:
             raise _uncopied(request, f"it imports {', '.join(foreign)} while it runs")
-        for name, text in files.items():
-            write_text(request.folder / name, text)
-        imports, local = _imports([factory, *parts.values()])
-        modeling = MODELING.format(
-            imports=imports,
-            parts=", ".join(f"{json.dumps(name)}: {local[part]}" for name, part in parts.items()),
-            factory=local[factory],
-        )
-        code = content_hash({**files, "modeling": modeling})
-        write_text(request.folder / "configuration_nasdistill_student.py", CONFIGURATION.format(code=code))
-        write_text(request.folder / "modeling_nasdistill_student.py", modeling)
-        state = whole_state(request.model)
-        compared = _compare(request, source, factory, parts, state)
-        write_json(request.folder / "config.json", _config(request, source))
-        digest = write_tensors(
-            {f"network.{name}": tensor for name, tensor in state.items()}, request.folder / "model.safetensors"
-        )
-        write_json(request.folder / "provenance.json", dict(request.provenance))
-        write_text(request.folder / "README.md", model_card(request))
+        with complete_or_empty(request.folder):
+            for name, text in files.items():
+                write_text(request.folder / name, text)
+            imports, local = _imports([factory, *parts.values()])
+            modeling = MODELING.format(
+                imports=imports,
+                parts=", ".join(f"{json.dumps(name)}: {local[part]}" for name, part in parts.items()),
+                factory=local[factory],
+            )
+            code = content_hash({**files, "modeling": modeling})
+            write_text(request.folder / "configuration_nasdistill_student.py", CONFIGURATION.format(code=code))
+            write_text(request.folder / "modeling_nasdistill_student.py", modeling)
+            state = whole_state(request.model)
+            compared = _compare(request, source, factory, parts, state)
+            write_json(request.folder / "config.json", _config(request, source))
+            digest = write_tensors(
+                {f"network.{name}": tensor for name, tensor in state.items()}, request.folder / "model.safetensors"
+            )
+            write_json(request.folder / "provenance.json", dict(request.provenance))
+            write_text(request.folder / "README.md", model_card(request))
         return {
             "code": sorted([*files, "configuration_nasdistill_student.py", "modeling_nasdistill_student.py"]),
             "requires": ["numpy", "torch", "transformers"],

@@ -114,6 +114,7 @@ def images(io, count=5):
     return torch.randn(count, *io.shape, generator=torch.Generator().manual_seed(7))
 
 
+@pytest.mark.slow
 def test_hugging_face_folders_load_where_nasdistill_is_not_and_are_bit_equal(exported, tmp_path):
     root, found = exported
     for name, (_, _, _, io) in CASES.items():
@@ -249,6 +250,15 @@ def test_an_onnx_file_that_deviates_is_refused_and_removed(host, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_by_torch_export_does_not_say_where_the_code_stood(host, tmp_path):
+    wanted = request(host, tmp_path, case="resnet")
+    host.create(Kind.EXPORTER, "onnx", {"exporter": "dynamo"}).export(wanted)
+    content = (tmp_path / "model.onnx").read_bytes()
+    assert str(Path(__file__).parents[2]).encode() not in content
+    assert b"Traceback" not in content
+    assert b'File "' not in content
+
+
 def test_onnx_facts_stand_in_the_file_too(host, tmp_path):
     onnx = pytest.importorskip("onnx", reason="extra 'onnx' is not installed")
     provenance = {"task": {"preprocessing": {"mean": [0.5]}}}
@@ -349,6 +359,7 @@ def acme_request(host, folder, variant):
     )
 
 
+@pytest.mark.slow
 def test_a_third_partys_variant_is_exported_without_its_help(acme, tmp_path):
     wanted = acme_request(acme, tmp_path / "hf", "odd")
     facts = acme.create(Kind.EXPORTER, "hf").export(wanted)
