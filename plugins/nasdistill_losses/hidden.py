@@ -28,7 +28,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from nasdistill.errors import MismatchError
-from nasdistill.interfaces import Batch, DistillationLoss, ModelGeometry, SiteNeeds, StepInfo, Terms, Trace
+from nasdistill.interfaces import Batch, DistillationLoss, Example, ModelGeometry, SiteNeeds, StepInfo, Terms, Trace
 from nasdistill_losses._pairs import Pair, PairOptions, choose_pairs, shapes_text
 from nasdistill_losses._tokens import align, comparable, sample_mean
 
@@ -66,6 +66,13 @@ class HiddenStates(DistillationLoss):
 
     options_model = HiddenStatesOptions
     options: HiddenStatesOptions
+    examples = (
+        Example(),
+        Example({"metric": "cosine", "layers": "last"}, {"pairs": ("text",)}, "cosine"),
+        Example({"normalise": True}, {"pairs": ("text",)}, "normalised"),
+        Example({"layers": [[0, 0], [-1, -1]]}, {"pairs": ("text",)}, "chosen layers"),
+        Example({}, {"pairs": ("vit_from_finer",)}, "other grids"),
+    )
 
     def build(self, student: ModelGeometry, teacher: ModelGeometry, layer_map: Mapping[int, int]) -> None:
         """Pair the layers and create the projectors.

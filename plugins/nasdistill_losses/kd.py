@@ -21,6 +21,7 @@ from nasdistill.errors import MismatchError
 from nasdistill.interfaces import (
     Batch,
     DistillationLoss,
+    Example,
     ModelGeometry,
     Signal,
     Site,
@@ -64,6 +65,7 @@ class KnowledgeDistillation(DistillationLoss):
 
     options_model = KnowledgeDistillationOptions
     options: KnowledgeDistillationOptions
+    examples = (Example(), Example({"temperature": 1.0}, {"pairs": ("conv_from_vit",)}, "cold"))
 
     def build(self, student: ModelGeometry, teacher: ModelGeometry, layer_map: Mapping[int, int]) -> None:
         """Check that both models name the same classes.

@@ -25,6 +25,7 @@ from nasdistill.errors import MismatchError
 from nasdistill.interfaces import (
     Batch,
     DistillationLoss,
+    Example,
     ModelGeometry,
     Signal,
     Site,
@@ -54,6 +55,7 @@ class MiniLM(DistillationLoss):
 
     options_model = MiniLMOptions
     options: MiniLMOptions
+    examples = (Example(), Example({}, {"pairs": ("text_from_decoder",)}, "causal teacher"))
 
     def build(self, student: ModelGeometry, teacher: ModelGeometry, layer_map: Mapping[int, int]) -> None:
         """Choose the layers.

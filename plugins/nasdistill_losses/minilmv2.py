@@ -27,7 +27,17 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from nasdistill.errors import MismatchError
-from nasdistill.interfaces import Batch, DistillationLoss, ModelGeometry, Site, SiteNeeds, StepInfo, Terms, Trace
+from nasdistill.interfaces import (
+    Batch,
+    DistillationLoss,
+    Example,
+    ModelGeometry,
+    Site,
+    SiteNeeds,
+    StepInfo,
+    Terms,
+    Trace,
+)
 from nasdistill.spec.options import ComponentOptions
 from nasdistill_losses._pairs import resolve, shapes_text
 from nasdistill_losses._relations import allowed_pairs, gram, pick_layer, relation_kl, valid_rows
@@ -61,6 +71,7 @@ class MiniLMv2(DistillationLoss):
 
     options_model = MiniLMv2Options
     options: MiniLMv2Options
+    examples = (Example(), Example({"relations": ["qk", "vv"]}, {"pairs": ("text",)}, "cross relations"))
 
     def build(self, student: ModelGeometry, teacher: ModelGeometry, layer_map: Mapping[int, int]) -> None:
         """Choose the layers and the number of relation heads.

@@ -35,6 +35,7 @@ from nasdistill.errors import MismatchError
 from nasdistill.interfaces import (
     Batch,
     DistillationLoss,
+    Example,
     ModelGeometry,
     Signal,
     Site,
@@ -102,6 +103,16 @@ class SampleRelations(DistillationLoss):
 
     options_model = SampleRelationsOptions
     options: SampleRelationsOptions
+    examples = (
+        Example(),
+        Example({"form": "distance"}, {"pairs": ("text",)}, "distance"),
+        Example({"form": "angle"}, {"pairs": ("text", "conv")}, "angle"),
+        Example(
+            {"form": "distance_angle", "student_site": "logits", "teacher_site": "pooled"},
+            {"pairs": ("conv_from_vit",)},
+            "chosen sites",
+        ),
+    )
 
     def build(self, student: ModelGeometry, teacher: ModelGeometry, layer_map: Mapping[int, int]) -> None:
         """Choose the signals.

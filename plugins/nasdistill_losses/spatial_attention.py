@@ -26,7 +26,17 @@ from pydantic import Field
 from torch import Tensor
 
 from nasdistill.errors import MismatchError
-from nasdistill.interfaces import Batch, DistillationLoss, ModelGeometry, Signal, SiteNeeds, StepInfo, Terms, Trace
+from nasdistill.interfaces import (
+    Batch,
+    DistillationLoss,
+    Example,
+    ModelGeometry,
+    Signal,
+    SiteNeeds,
+    StepInfo,
+    Terms,
+    Trace,
+)
 from nasdistill_losses._pairs import PairOptions, choose_pairs, shapes_text
 from nasdistill_losses._tokens import as_tokens, coarser, grid_of, resize, to_map
 
@@ -71,6 +81,11 @@ class SpatialAttention(DistillationLoss):
 
     options_model = SpatialAttentionOptions
     options: SpatialAttentionOptions
+    examples = (
+        Example(),
+        Example({"mode": "kl"}, {"pairs": ("conv",)}, "kl"),
+        Example({"power": 4}, {"pairs": ("vit_from_finer",)}, "fourth power"),
+    )
 
     def build(self, student: ModelGeometry, teacher: ModelGeometry, layer_map: Mapping[int, int]) -> None:
         """Pair the maps.

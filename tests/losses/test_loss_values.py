@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from loss_toys import Text, plan_of, text_batch, trace_of
 
 from nasdistill.errors import ConfigError
 from nasdistill.interfaces import Batch, ModelGeometry, Signal, Site, SiteShape, StepInfo, Trace
+from nasdistill.testing.kit.traces import Text, plan_of, text_batch, trace_of
 from nasdistill_losses.hidden import HiddenStates, hidden_loss
 from nasdistill_losses.kd import KnowledgeDistillation, kd_loss
 from nasdistill_losses.minilm import MiniLM

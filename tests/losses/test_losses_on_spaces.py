@@ -6,12 +6,12 @@ import random
 
 import pytest
 import torch
-from loss_toys import forward, image_batch, plan_of, trace_of
 
 from nasdistill.errors import MismatchError
 from nasdistill.interfaces import StepInfo
 from nasdistill.spec.component import Kind
 from nasdistill.spec.io import IOSpec
+from nasdistill.testing.kit.traces import forward, image_batch, plan_of, trace_of
 
 IO = IOSpec("image", (1, 8, 8), 10)
 LOSSES = ("kd", "hidden", "minilm", "minilmv2", "spatial_attention", "relation")
