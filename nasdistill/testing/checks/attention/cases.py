@@ -109,10 +109,17 @@ def tensors(
 
 
 def attend(
-    subject: Subject, layer: nn.Module, inputs: list[Tensor], mask: AttentionMask | None = None, **context: Any
+    subject: Subject,
+    layer: nn.Module,
+    inputs: list[Tensor],
+    mask: AttentionMask | None = None,
+    *,
+    copies: bool = True,
+    **context: Any,
 ) -> AttentionResult:
-    """Call a layer once, with a context of its own and a generator that always draws the same."""
+    """Call a layer once, on copies of the inputs, with a context and a generator of its own."""
     ctx = AttentionContext(mask=mask, generator=torch_generator(subject.seed, "call"), **context)
+    inputs = [x.clone() for x in inputs] if copies else inputs
     x, *source = inputs
     result = layer(*inputs, ctx) if is_core(subject) else layer(x, ctx, source[0] if source else None)
     if not isinstance(result, AttentionResult):

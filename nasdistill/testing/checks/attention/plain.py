@@ -76,7 +76,7 @@ def inputs_are_left_alone(subject: Subject) -> None:
         inputs = tensors(subject, n)
         before = [x.clone() for x in inputs]
         for where, mask in modes(subject):
-            attend(subject, layer, inputs, mask)
+            attend(subject, layer, inputs, mask, copies=False)
             for number, (x, old) in enumerate(zip(inputs, before, strict=True)):
                 if not torch.equal(x, old):
                     fail(f"{where} it changes its input {'qkv'[number] if is_core(subject) else 'x'}")
@@ -87,9 +87,9 @@ def stateful_is_true(subject: Subject) -> None:
     """The tag `stateful` is true both ways: calls do not influence each other, or a new store resets what they keep."""
     layer, tags, mask = layer_of(subject), tags_of(subject), first_mode(subject)
     first, other = tensors(subject, SHORT), tensors(subject, SHORT, seed=1)
-    expected = attend(subject, layer, first, mask, step=0, total_steps=4).out
-    attend(subject, layer, other, mask, step=1, total_steps=4)
-    again = attend(subject, layer, first, mask, step=0, total_steps=4).out
+    expected = attend(subject, layer, first, mask, step=1, total_steps=4).out
+    attend(subject, layer, other, mask, step=0, total_steps=4)
+    again = attend(subject, layer, first, mask, step=1, total_steps=4).out
     if difference := same(expected, again, "the output"):
         told = "stateful=True, and a new store and session do not reset it" if tags.stateful else "stateful=False"
         fail(f"{told}: after a call with other inputs {difference}")
