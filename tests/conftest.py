@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Generator
 from functools import partial
 from pathlib import Path
+from zlib import crc32
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -31,6 +33,30 @@ def pytest_configure(config: pytest.Config) -> None:
             os.environ[variable] = folder
             config.add_cleanup(partial(os.environ.pop, variable, None))
             config.add_cleanup(partial(shutil.rmtree, folder, ignore_errors=True))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what is marked `slow`: a long test that comes last leaves the other processes without work.
+
+    Otherwise the order stays the random one that pytest-randomly has made by now.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Seed torch, which pytest-randomly does not: a test's numbers do not hang on what ran before it."""
+    torch.manual_seed(crc32(item.nodeid.partition("@")[0].encode()))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef) -> Generator[None, object, object]:
+    """Seed what several tests share by itself, whichever of them comes first."""
+    if fixturedef.scope == "function":
+        return (yield)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(crc32(f"{fixturedef.baseid}::{fixturedef.argname}".encode()))
+        return (yield)
 
 
 @pytest.fixture(scope="session")

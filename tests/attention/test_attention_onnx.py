@@ -72,6 +72,7 @@ def tensors(n, batch=2):
     return tuple(torch.randn(batch, 2, n, 16) for _ in range(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamo", [False, True])
 def test_parity(dynamo, tmp_path):
     """Small and large, bidirectional and causal, tiles on a grid; exported at one batch size, run at others."""

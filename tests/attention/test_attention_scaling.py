@@ -1,4 +1,4 @@
-"""The scaling benchmark runs and its table holds what was measured."""
+"""The scaling benchmark runs, as a script of its own, and its table holds what was measured."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "attention_scaling.py"
 
 
+@pytest.mark.slow
 @pytest.mark.paper("2202.06258", "attention:flow")
 def test_quick_run(tmp_path):
     target = tmp_path / "scaling.json"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 GUARD = """
 from nasdistill.bridge import prepare_imports
 prepare_imports()
@@ -17,6 +19,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
 
 
+@pytest.mark.slow
 def test_libraries_import_and_run_after_the_guard():
     code = """
 import timm

@@ -130,6 +130,7 @@ def test_a_run_of_an_earlier_version_still_loads(copy):
         nasdistill.load_run(copy).students[0].model()
 
 
+@pytest.mark.slow
 def test_a_moved_run_loads_in_a_fresh_process_from_a_relative_path(finished, copy):
     expected = {s.id: answer(s).tolist() for s in nasdistill.load_run(finished[0]).students}
     code = (

@@ -121,6 +121,7 @@ def test_a_clock_that_jumps_changes_nothing(digits, tmp_path, monkeypatch, whole
     assert [s["title"] for s in report.sections if s["problem"]] == []
 
 
+@pytest.mark.slow
 def test_decisions_do_not_hang_on_the_order_in_which_records_come_back(digits, tmp_path):
     """JSON sorts its keys: a sum over a trial's proxies must not notice."""
     config = tiny(
@@ -266,6 +267,7 @@ def environment():
     return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_a_run_that_says_so_and_resumes(digits, tmp_path, whole):
     script = textwrap.dedent("""
         import os, signal, sys
@@ -295,6 +297,7 @@ def test_a_killed_process_leaves_a_run_that_says_so_and_resumes(digits, tmp_path
     assert any("nothing to go on with" in text for text in messages)
 
 
+@pytest.mark.slow
 def test_two_processes_cannot_work_on_one_run(digits, tmp_path, monkeypatch, whole):
     run = broken_off(digits, tmp_path / "run", monkeypatch, whole[1])
     script = textwrap.dedent("""

@@ -27,6 +27,7 @@ def digits(tmp_path):
     return write_digits(tmp_path / "digits.npz")
 
 
+@pytest.mark.slow
 def test_workers_give_what_one_process_gives(digits, tmp_path, monkeypatch):
     monkeypatch.setenv("NASDISTILL_CACHE", str(tmp_path / "cache"))
     host = Host.load(third_party=False)
@@ -37,6 +38,7 @@ def test_workers_give_what_one_process_gives(digits, tmp_path, monkeypatch):
     assert helped["front"]
 
 
+@pytest.mark.slow
 def test_a_broken_student_costs_its_trial_only(tmp_path):
     """Runs the campaign's short form in a process of its own, because it puts a plugin on the path."""
     table = tmp_path / "table.json"
@@ -70,6 +72,7 @@ def test_a_worker_that_cannot_open_the_run_ends_the_search_in_words(tmp_path):
     assert workers.pids() == []
 
 
+@pytest.mark.slow
 def test_being_asked_to_stop_ends_the_workers(digits, tmp_path, monkeypatch):
     monkeypatch.setenv("NASDISTILL_CACHE", str(tmp_path / "cache"))
     run = tmp_path / "run"
