@@ -1,7 +1,8 @@
 """Reads the code blocks of a page, and runs them: a small interpreter for what the documentation shows.
 
 A block whose first line is a comment with a file's name (``# nasdistill_acme/zen.py``) is written to that file. Other
-Python runs in this process, ``nasdistill ...`` through the command line's entry point, any other shell line in bash.
+Python runs in this process, ``nasdistill ...`` through the command line's entry point, ``pip install -e`` puts the
+package on the path with its entry points as its metadata, any other shell line runs in bash.
 ``<!-- not run: REASON -->`` above a block leaves it out, and so does the README's ``<!-- command ONE -->``, which the
 continuous check installs from; both are counted by a test.
 """
@@ -9,6 +10,7 @@ continuous check installs from; both are counted by a test.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import re
 import shlex
@@ -17,6 +19,8 @@ import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+
+from fake_distributions import write_distribution
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -123,7 +127,19 @@ def _shell(line: str, search: str, where: str) -> None:
             code = main(shlex.split(command)[1:])
         assert code == 0, f"exit code {code} of {line!r} in {where}"
         return
+    if line.startswith("pip install -e "):
+        _install(Path(line.removeprefix("pip install -e ").strip("'\"")))
+        return
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     program = ["bash", "-euo", "pipefail", "-c", line]
     done = subprocess.run(program, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{where}\n{done.stdout}\n{done.stderr}"
+
+
+def _install(package: Path) -> None:
+    """What an editable installation leaves: a path, and metadata with the entry points. Nothing is built or fetched."""
+    project = tomllib.loads((package / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    site = package.resolve().parent / "site-packages"
+    write_distribution(site, project["name"], modules={}, entries=project["entry-points"]["nasdistill"])
+    sys.path[:0] = [str(site), str(package.resolve() / "src")]
+    importlib.invalidate_caches()

@@ -74,6 +74,7 @@ def empty_desk(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("NASDISTILL_") and name != "NASDISTILL_CACHE"]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("NASDISTILL_CONFIG_HOME", str(tmp_path / "settings"))
     yield tmp_path
     sys.path[:] = path
     for name in set(sys.modules) - before:
