@@ -10,9 +10,7 @@ nothing changes is called ``"identity"``, or its context says ``identity=True``.
 from __future__ import annotations
 
 import copy
-import importlib
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,7 +25,7 @@ from nasdistill.measure import count_params
 from nasdistill.measure.guard import Guard
 from nasdistill.seeds import seeded
 from nasdistill.spec.component import Kind
-from nasdistill.testing.kit.models import digits, digits_loss, maker
+from nasdistill.testing.kit.inputs import forward, gap, label_of, network, objective, outputs, samples
 from nasdistill.testing.registry import check, exercise, fail, skip
 from nasdistill.testing.state import same
 from nasdistill.testing.subject import Subject
@@ -75,31 +73,14 @@ def names(subject: Subject) -> tuple[Any, ...]:
     return NETWORKS if chosen is None else (chosen,)
 
 
-def network(what: Any, seed: int = 0, batch: Batch | None = None) -> nn.Module:
-    """Return a network in eval mode whose normalisation statistics are not the initial ones."""
-    with seeded(seed, "model"):
-        model = maker(what)().train()
-        with torch.no_grad():
-            forward(model, digits(16, start=200) if batch is None else batch)
-    return model.eval()
+def batch_of(subject: Subject, size: int = 16, start: int = 0) -> Batch:
+    """Return a new batch of up to `size` samples."""
+    return samples(subject.context("batch"), size, start)
 
 
-def samples(subject: Subject, size: int = 16, start: int = 0) -> Batch:
-    """Return a new batch: digits, or what the example says, cut to `size`."""
-    named = subject.context("batch")
-    if named is None:
-        return digits(size, start)
-    if isinstance(named, str):
-        module, _, attribute = named.partition(":")
-        named = getattr(importlib.import_module(module), attribute)
-    batch: Batch = named()
-    return batch.select(torch.arange(min(size, batch.size)))
-
-
-def forward(model: nn.Module, batch: Batch) -> Tensor:
-    """Call a model on a batch, as a task does."""
-    output: Tensor = model(batch.image) if "image" in batch.inputs else model(**batch.inputs)
-    return output
+def network_of(subject: Subject, what: Any, seed: int = 0) -> nn.Module:
+    """Return a new network."""
+    return network(what, batch_of(subject), seed=seed)
 
 
 def attempt(
@@ -112,11 +93,11 @@ def attempt(
     model: nn.Module | None = None,
 ) -> Attempt:
     """Apply a fresh transform to a fresh network (or to `model`); `change` is made to the calibration batches."""
-    batches = [] if empty else [samples(subject, 16), samples(subject, 16, start=100)]
+    batches = [] if empty else [batch_of(subject, 16), batch_of(subject, 16, start=100)]
     if change is not None:
         batches = [change(batch) for batch in batches]
-    named = what if isinstance(what, str) else getattr(what, "__name__", "the network")
-    model = network(what, batch=samples(subject)) if model is None else model
+    named = label_of(what)
+    model = network_of(subject, what) if model is None else model
     transform: Transform = subject.create(options)
     try:
         with subject.seeded():
@@ -148,23 +129,6 @@ def fresh(subject: Subject) -> Iterator[tuple[Attempt, Transformed]]:
             yield item, item.found
 
 
-def outputs(model: nn.Module, batch: Batch) -> Tensor:
-    """Return a model's outputs in eval mode, without gradients; its mode is as before afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        with torch.no_grad():
-            return forward(model.eval(), batch).clone()
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def gap(first: Tensor, second: Tensor) -> float:
-    """Return the largest difference, relative to the largest value where that is above 1; NaN counts as infinite."""
-    found = float((first - second).abs().max() / first.abs().max().clamp_min(1.0))
-    return found if math.isfinite(found) else math.inf
-
-
 @exercise(Kind.TRANSFORM)
 def use(subject: Subject) -> list[Any]:
     """Transform each network that it fits, and compute with the results."""
@@ -173,7 +137,12 @@ def use(subject: Subject) -> list[Any]:
     if broken and all(item.found is None for item in tried):
         raise broken[0]
     return [
-        (item.name, outputs(item.found.model, samples(subject)), dict(item.found.model.state_dict()), item.found.config)
+        (
+            item.name,
+            outputs(item.found.model, batch_of(subject)),
+            dict(item.found.model.state_dict()),
+            item.found.config,
+        )
         for item in tried
         if item.found is not None
     ]
@@ -199,7 +168,7 @@ def result_computes(subject: Subject) -> None:
     """The result gives finite outputs of the input's shape, for one sample and for several."""
     for item, result in results(subject):
         for size in (1, 5):
-            batch = samples(subject, size)
+            batch = batch_of(subject, size)
             expected, found = outputs(item.model, batch), outputs(result.model, batch)
             where = f"from {item.name}, on {size} sample{'s' if size > 1 else ''}"
             if found.shape != expected.shape:
@@ -225,7 +194,7 @@ def refuses_in_order(subject: Subject) -> None:
 def input_is_left_alone(subject: Subject) -> None:
     """The input is unchanged, whether it was transformed or refused: weights, gradients, modes, hooks, structure."""
     for what in names(subject):
-        model = network(what, batch=samples(subject))
+        model = network_of(subject, what)
         guard = Guard({"input": model})
         attempt(subject, what, model=model)
         changed = guard.settle()
@@ -249,10 +218,10 @@ def shares_no_weights(subject: Subject) -> None:
 def calibration_is_left_alone(subject: Subject) -> None:
     """The calibration batches are unchanged."""
     for what in names(subject):
-        if next(item for item in attempts(subject) if item.name == _name(what)).found is None:
+        if next(item for item in attempts(subject) if item.name == label_of(what)).found is None:
             continue
         item = attempt(subject, what)
-        expected = [samples(subject, 16), samples(subject, 16, start=100)]
+        expected = [batch_of(subject, 16), batch_of(subject, 16, start=100)]
         for number, (before, after) in enumerate(zip(expected, item.calibration, strict=True)):
             difference = same(dict(before.inputs), dict(after.inputs), "inputs") or same(
                 before.labels, after.labels, "labels"
@@ -277,7 +246,7 @@ def calibration_may_be_empty(subject: Subject) -> None:
 def grad_mode_plays_no_part(subject: Subject) -> None:
     """Applied where gradients are switched off, it gives the same result, and one that can be trained."""
     for item, result in results(subject):
-        what = next(entry for entry in names(subject) if _name(entry) == item.name)
+        what = next(entry for entry in names(subject) if label_of(entry) == item.name)
         with torch.no_grad():
             other = attempt(subject, what)
         if other.found is None:
@@ -310,7 +279,7 @@ def identity_is_exact(subject: Subject) -> None:
         fail(f"with {dict(found[0].options)} every network is refused: {tried[0].error}")
     for item in tried:
         if item.found is not None:
-            batch = samples(same_use)
+            batch = batch_of(same_use)
             error = gap(outputs(item.model, batch), outputs(item.found.model, batch))
             if error > 1e-5:
                 fail(f"with {dict(found[0].options)} the outputs of {item.name} move by {error:.2g}")
@@ -320,7 +289,7 @@ def identity_is_exact(subject: Subject) -> None:
 def rebuilds_from_config(subject: Subject) -> None:
     """A fresh transform rebuilds the result from another network of the input's structure, config and state_dict."""
     for item, result in results(subject):
-        what = next(entry for entry in names(subject) if _name(entry) == item.name)
+        what = next(entry for entry in names(subject) if label_of(entry) == item.name)
         try:
             config = json.loads(json.dumps(result.config, allow_nan=False))
         except (TypeError, ValueError):
@@ -330,7 +299,7 @@ def rebuilds_from_config(subject: Subject) -> None:
         if strange:
             fail(f"from {item.name}: {strange[0]} of the state_dict is no tensor, so it cannot be stored")
         stored = {name: value.clone() for name, value in state.items()}
-        other = network(what, seed=1, batch=samples(subject))
+        other = network_of(subject, what, seed=1)
         with seeded(subject.seed + 1, "rebuild"):
             transform: Transform = subject.create()
             try:
@@ -339,7 +308,7 @@ def rebuilds_from_config(subject: Subject) -> None:
             except Exception as error:
                 told = str(error).splitlines()
                 fail(f"from {item.name}: {type(error).__name__} while rebuilding: {' '.join(told[:3])}")
-        batch = samples(subject)
+        batch = batch_of(subject)
         off = gap(outputs(result.model, batch), outputs(rebuilt, batch))
         if off > 1e-6:
             fail(f"from {item.name}: the rebuilt network's outputs are off by {off:.2g}")
@@ -349,7 +318,7 @@ def rebuilds_from_config(subject: Subject) -> None:
 def result_can_be_copied(subject: Subject) -> None:
     """A deep copy of the result computes the same, and goes on doing so when the original changes."""
     for item, result in fresh(subject):
-        batch = samples(subject)
+        batch = batch_of(subject)
         expected = outputs(result.model, batch)
         twin = copy.deepcopy(result.model)
         error = gap(expected, outputs(twin, batch))
@@ -367,7 +336,7 @@ def result_can_be_copied(subject: Subject) -> None:
 def result_trains(subject: Subject) -> None:
     """A few steps lower the loss, and each parameter that the input had too gets a gradient if it asks for one."""
     for item, result in fresh(subject):
-        batch, model = samples(subject, 32), result.model.train()
+        batch, model = batch_of(subject, 32), result.model.train()
         trained = [p for p in model.parameters() if p.requires_grad]
         if not trained:
             fail(f"from {item.name}: no parameter requires a gradient")
@@ -376,7 +345,7 @@ def result_trains(subject: Subject) -> None:
         losses = []
         with subject.seeded():
             for step in range(STEPS + 1):
-                loss = _objective(forward(model, batch), batch)
+                loss = objective(forward(model, batch), batch)
                 losses.append(loss.item())
                 optimizer.zero_grad()
                 if not loss.requires_grad:
@@ -413,7 +382,7 @@ def index_maps_are_positions(subject: Subject) -> None:
     for item, result in results(subject):
         if not result.index_maps:
             continue
-        sites = describe(item.model, lambda model: forward(model, samples(subject, 2)), item.name)
+        sites = describe(item.model, lambda model: forward(model, batch_of(subject, 2)), item.name)
         for site, kept in result.index_maps.items():
             where = f"from {item.name}: index_maps[{site}]"
             if not isinstance(site, Site) or site not in sites:
@@ -441,7 +410,7 @@ def losses_are_scalars(subject: Subject) -> None:
         for number in (1, 2):
             model.zero_grad()
             with subject.seeded():
-                forward(model, samples(subject))
+                forward(model, batch_of(subject))
                 terms = result.losses()
             if not isinstance(terms, Mapping) or not terms:
                 fail(f"from {item.name}: losses() returns {terms!r}")
@@ -474,10 +443,6 @@ def cost_counts_parameters(subject: Subject) -> None:
 # -- details ----------------------------------------------------------------------------------------------------------
 
 
-def _name(what: Any) -> str:
-    return what if isinstance(what, str) else getattr(what, "__name__", "the network")
-
-
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [*model.named_parameters(), *model.named_buffers()]
 
@@ -485,10 +450,10 @@ def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
 def _calibrate(subject: Subject, situation: str, word: str, **changes: Any) -> None:
     """Apply with an unusual calibration: the result computes, or the error is one of ours and has `word` in it."""
     for old, _ in results(subject):
-        what = next(entry for entry in names(subject) if _name(entry) == old.name)
+        what = next(entry for entry in names(subject) if label_of(entry) == old.name)
         item = attempt(subject, what, **changes)
         if item.found is not None:
-            if not bool(outputs(item.found.model, samples(subject)).isfinite().all()):
+            if not bool(outputs(item.found.model, batch_of(subject)).isfinite().all()):
                 fail(f"{situation}, the outputs from {item.name} are not finite")
         elif not isinstance(item.error, NasdistillError):
             fail(f"{situation} it raises {type(item.error).__name__}: {item.error}")
@@ -496,17 +461,9 @@ def _calibrate(subject: Subject, situation: str, word: str, **changes: Any) -> N
             fail(f"{situation} it is refused, and the error does not say so: {item.error}")
 
 
-def _objective(output: Tensor, batch: Batch) -> Tensor:
-    """Return the loss on labels, or the mean square where there are no classes."""
-    labels = batch.labels
-    if labels is None or labels.ndim != 1 or labels.is_floating_point() or output.ndim != 2:
-        return output.float().square().mean()
-    return digits_loss(output, batch)
-
-
 def _reached(model: nn.Module, batch: Batch) -> set[str]:
     """Return the names of the parameters that get a gradient."""
     twin = copy.deepcopy(model).train()
     with torch.enable_grad():
-        _objective(forward(twin, batch), batch).backward()  # type: ignore[no-untyped-call]
+        objective(forward(twin, batch), batch).backward()  # type: ignore[no-untyped-call]
     return {name for name, parameter in twin.named_parameters() if parameter.grad is not None}
