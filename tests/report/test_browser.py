@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from report_toys import outcome, run_data, student
 
 from nasdistill.report.page import banner_of, render_page, run_parts
+from nasdistill.testing.kit.report import outcome, run_data, student
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip

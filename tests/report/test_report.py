@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from report_toys import TARGET, blocks, brief, latency, outcome, run_data, student
+from report_toys import blocks
 from toys_search import tiny, write_digits
 
 from nasdistill import hookimpl
@@ -35,58 +34,13 @@ from nasdistill.search.run import run_search
 from nasdistill.spec.component import ReportSectionSpec
 from nasdistill.spec.config import parse_config
 from nasdistill.store import RunDirectory
-
-VOID = {"meta", "link", "br", "hr", "img", "input"}
-
-
-class Strict(HTMLParser):
-    """Fails where elements do not nest, an id occurs twice, or a link leads nowhere; collects what tests ask for."""
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.ids: list[str] = []
-        self.links: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-
-    def handle_starttag(self, tag, attrs):
-        values = dict(attrs)
-        assert len(values) == len(attrs), f"an attribute twice in {tag} {attrs}"
-        self.tags.append((tag, values))
-        if "id" in values:
-            self.ids.append(values["id"])
-        for key in ("href", "src", "action", "xlink:href"):
-            if key in values:
-                self.links.append(values[key])
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.handle_endtag(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open, f"</{tag}> closes nothing"
-        assert self.open.pop() == tag, f"</{tag}> does not nest"
-
-    def handle_data(self, data):
-        if not self.open or self.open[-1] not in ("script", "style"):
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
+from nasdistill.testing.kit.report import TARGET, Reader, brief, latency, named_run, outcome, run_data, student
 
 
-def check(html: str) -> Strict:
+def check(html: str) -> Reader:
     """Parse a page and hold it to what every page promises."""
-    page = Strict()
-    page.feed(html)
-    page.close()
-    assert not page.open
-    assert len(set(page.ids)) == len(page.ids)
+    page = Reader(html)
+    assert not page.problems
     assert all(link.startswith("#") or link == "data:," for link in page.links), page.links
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
     names = [name for name, _ in page.tags]
@@ -262,32 +216,11 @@ NASTY = st.text(st.sampled_from("<>\"'&;/=`{}%$\\\0\x1b\ud800 aonscript-\n"), ma
 )  # fmt: skip
 
 
-def named(name: str, reason: str, axis: str) -> dict:
-    """A run in which every free text is one of these."""
-    data = run_data(name=name, state="failed", status={"reason": reason}, gaps=[reason])
-    data["teacher"]["name"] = name
-    data["metric"]["name"] = axis or "m"
-    first = data["front"][0]
-    first["id"] = f"0001-{name}"
-    first["architecture"] = {"space": f"spaces:{axis}", "params": {axis: name}}
-    data["outcomes"][4]["reason"] = reason
-    data["outcomes"][3]["proxy_problems"] = {name: reason}
-    data["proxies"][f"{name}x"] = data["proxies"]["nwot"]
-    data["seconds"][axis] = 1.0
-    data["environment"] = {"python": f"{name}x", "packages": {axis: name}, "plugins": [{"plugin": reason}]}
-    node = {"id": name, "op": axis, "label": reason, "shape": [1], "params": 3}
-    data["graphs"] = {first["id"]: {"nodes": [node], "edges": []}}
-    data["baselines"] = [
-        {"name": name, "epochs": 0, "score": 0.5, "targets": {TARGET: latency(1.0)}, "problem": reason}
-    ]
-    return data
-
-
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(NASTY, NASTY, NASTY)
 def test_no_name_or_reason_becomes_markup(name, reason, axis):
-    harmless = {tag for tag, _ in check(page_of(named("a", "b", "c"))).tags}
-    assert {tag for tag, _ in check(page_of(named(name, reason, axis))).tags} == harmless
+    harmless = {tag for tag, _ in check(page_of(named_run("a", "b", "c"))).tags}
+    assert {tag for tag, _ in check(page_of(named_run(name, reason, axis))).tags} == harmless
 
 
 def test_a_section_that_raises_is_one_line_and_the_rest_stands():
