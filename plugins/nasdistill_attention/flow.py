@@ -38,6 +38,7 @@ from nasdistill.interfaces import (
     AttentionCore,
     AttentionGeometry,
     AttentionResult,
+    Example,
     refuse_undeclared,
     static_shape,
 )
@@ -276,6 +277,7 @@ class FlowAttention(AttentionCore):
 
     options_model = FlowOptions
     options: FlowOptions
+    examples = (Example(name="default"), Example({"source_clamp": 1.0, "chunk": 16}, name="clamped"))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, ctx: AttentionContext) -> AttentionResult:
         """Attend; see :class:`nasdistill.interfaces.AttentionCore`. Rows of the map do not sum to 1.

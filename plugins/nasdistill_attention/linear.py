@@ -26,6 +26,7 @@ from nasdistill.interfaces import (
     AttentionCore,
     AttentionGeometry,
     AttentionResult,
+    Example,
     refuse_undeclared,
     static_shape,
 )
@@ -158,6 +159,7 @@ class LinearAttention(AttentionCore):
 
     options_model = LinearOptions
     options: LinearOptions
+    examples = (Example(name="default"), Example({"chunk": 16}, name="short chunks"))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, ctx: AttentionContext) -> AttentionResult:
         """Attend; see :class:`nasdistill.interfaces.AttentionCore`. Rows of the map sum to 1."""

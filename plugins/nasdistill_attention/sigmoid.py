@@ -24,6 +24,7 @@ from nasdistill.interfaces import (
     AttentionCore,
     AttentionGeometry,
     AttentionResult,
+    Example,
     refuse_undeclared,
     static_shape,
 )
@@ -83,6 +84,7 @@ class SigmoidAttention(AttentionCore):
 
     options_model = SigmoidOptions
     options: SigmoidOptions
+    examples = (Example(name="default"), Example({"normalise": True}, name="normalised"))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, ctx: AttentionContext) -> AttentionResult:
         """Attend; see :class:`nasdistill.interfaces.AttentionCore`. Rows of the map sum to 1 only when normalised."""

@@ -33,6 +33,7 @@ from nasdistill.interfaces import (
     AttentionGeometry,
     AttentionMask,
     AttentionResult,
+    Example,
     TokenLayout,
     refuse_undeclared,
     static_shape,
@@ -240,6 +241,7 @@ class WindowAttention(AttentionCore):
 
     options_model = WindowOptions
     options: WindowOptions
+    examples = (Example(name="default"), Example({"window": 3}, name="narrow"))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, ctx: AttentionContext) -> AttentionResult:
         """Attend; see :class:`nasdistill.interfaces.AttentionCore`.

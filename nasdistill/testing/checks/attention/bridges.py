@@ -19,21 +19,23 @@ from nasdistill.testing.checks.attention.cases import (
     is_core,
     is_layer,
     layer_of,
+    tagged,
     tags_of,
     tensors,
 )
 from nasdistill.testing.checks.attention.work import Call
-from nasdistill.testing.registry import check, fail, skip
+from nasdistill.testing.registry import check, fail
 from nasdistill.testing.subject import Subject
 
 
 @check(
-    Kind.ATTENTION, thorough=True, applies=is_layer, hint="Decide nothing by the values of tensors; or drop the tag."
+    Kind.ATTENTION,
+    thorough=True,
+    applies=tagged("exportable", is_layer),
+    hint="Decide nothing by the values of tensors; or drop the tag.",
 )
 def exportable_is_true(subject: Subject) -> None:
     """A variant tagged `exportable` passes torch.export and both ways to ONNX, and computes the same there."""
-    if not tags_of(subject).exportable:
-        skip("it is not tagged exportable")
     call = Call(subject, layer_of(subject, dtype=torch.float32), first_mode(subject)).eval()
     inputs, others = (tuple(tensors(subject, 16, dtype=torch.float32, seed=seed)) for seed in (0, 1))
     with torch.no_grad(), warnings.catch_warnings():

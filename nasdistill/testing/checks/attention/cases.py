@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -31,22 +31,32 @@ CAUSAL = AttentionMask(causal=True)
 
 def is_core(subject: Subject) -> bool:
     """Whether the variant computes from q, k, v."""
-    return tags_of(subject).level == "core"
+    return bool(subject.tags.level == "core")
 
 
 def is_module(subject: Subject) -> bool:
     """Whether the variant owns its projections."""
-    return tags_of(subject).level == "module"
+    return bool(subject.tags.level == "module")
 
 
 def is_layer(subject: Subject) -> bool:
     """Whether the variant is one layer: a core or a module."""
-    return tags_of(subject).level != "model"
+    return bool(subject.tags.level != "model")
 
 
 def is_model(subject: Subject) -> bool:
     """Whether the variant converts several layers at once."""
-    return tags_of(subject).level == "model"
+    return bool(subject.tags.level == "model")
+
+
+def is_causal(subject: Subject) -> bool:
+    """Whether the variant is a layer that takes a causal mask; of a module's values alone nothing can be seen."""
+    return is_layer(subject) and subject.tags.causal in (("strict", "values") if is_core(subject) else ("strict",))
+
+
+def tagged(name: str, which: Callable[[Subject], bool]) -> Callable[[Subject], bool]:
+    """Return whether a variant declares a feature, for one of the predicates above."""
+    return lambda subject: which(subject) and bool(getattr(subject.tags, name))
 
 
 def tags_of(subject: Subject) -> AttentionTags:

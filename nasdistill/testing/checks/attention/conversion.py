@@ -23,12 +23,13 @@ from nasdistill.testing.checks.attention.cases import (
     geometry_of,
     is_model,
     is_module,
+    tagged,
     tags_of,
     tensors,
     view,
 )
 from nasdistill.testing.kit.models import digits, digits_loss
-from nasdistill.testing.registry import check, fail, skip
+from nasdistill.testing.registry import check, fail
 from nasdistill.testing.state import same
 from nasdistill.testing.subject import Subject
 
@@ -152,11 +153,13 @@ def converted_models_can_be_trained(subject: Subject) -> None:
             fail(f"{name} gets {'no' if parameter.grad is None else 'not a finite'} gradient")
 
 
-@check(Kind.ATTENTION, applies=is_model, hint="Drop the tag `exact`, or keep what softmax attention computes.")
+@check(
+    Kind.ATTENTION,
+    applies=tagged("exact", is_model),
+    hint="Drop the tag `exact`, or keep what softmax attention computes.",
+)
 def exact_conversion_changes_no_output(subject: Subject) -> None:
     """A variant tagged `exact` leaves the model's outputs as they are."""
-    if not tags_of(subject).exact:
-        skip("it is not tagged exact")
     model, images = encoder(), digits(4).image
     with torch.no_grad():
         found = gap(convert(subject, model).model.eval()(images), model(images))

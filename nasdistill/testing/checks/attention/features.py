@@ -23,10 +23,11 @@ from nasdistill.testing.checks.attention.cases import (
     modes,
     noise,
     padded,
+    tagged,
     tags_of,
     tensors,
 )
-from nasdistill.testing.registry import check, fail, skip
+from nasdistill.testing.registry import check, fail
 from nasdistill.testing.subject import Subject
 
 ALL = torch.ones(2, SHORT, dtype=torch.bool)
@@ -97,11 +98,13 @@ def _names(subject: Subject, text: str, tag: str, words: tuple[str, ...]) -> Non
         fail(f"{tag} is refused with an error that does not name the variant: {text}")
 
 
-@check(Kind.ATTENTION, applies=is_layer, hint="Repeat key and value head g for the query heads g * H / G and on.")
+@check(
+    Kind.ATTENTION,
+    applies=tagged("gqa", is_layer),
+    hint="Repeat key and value head g for the query heads g * H / G and on.",
+)
 def grouped_heads_are_repeated_heads(subject: Subject) -> None:
     """Fewer key/value heads give what repeated heads give (a module starts from such a layer)."""
-    if not tags_of(subject).gqa:
-        skip("it is not tagged gqa")
     few: dict[str, Any] = {"heads": 4, "kv_heads": 2}
     layer, inputs = layer_of(subject, **few), tensors(subject, SHORT, **few)
     for where, mask in modes(subject):
@@ -118,11 +121,9 @@ def grouped_heads_are_repeated_heads(subject: Subject) -> None:
                 fail(f"{where}: 4 heads on 2 key/value heads differ from repeated heads by {found:.3g}")
 
 
-@check(Kind.ATTENTION, applies=is_layer, hint="Take the number of keys from k, not from q.")
+@check(Kind.ATTENTION, applies=tagged("cross", is_layer), hint="Take the number of keys from k, not from q.")
 def cross_attention_works(subject: Subject) -> None:
     """Queries attend to another sequence, longer or shorter, and what stands there matters."""
-    if not tags_of(subject).cross:
-        skip("it is not tagged cross")
     layer = layer_of(subject)
     for n, m in ((3, 9), (9, 3), (40, 60)):
         inputs = tensors(subject, n, m)
@@ -136,11 +137,13 @@ def cross_attention_works(subject: Subject) -> None:
             fail(f"{n} queries on {m} keys: another source gives the same output")
 
 
-@check(Kind.ATTENTION, applies=is_layer, hint="Add ctx.bias to the scaled scores, broadcast to (B, H, N, M).")
+@check(
+    Kind.ATTENTION,
+    applies=tagged("bias", is_layer),
+    hint="Add ctx.bias to the scaled scores, broadcast to (B, H, N, M).",
+)
 def bias_shifts_the_scores(subject: Subject) -> None:
     """A bias of 0 changes nothing, any other changes the output, and -inf hides a key."""
-    if not tags_of(subject).bias:
-        skip("it is not tagged bias")
     layer, inputs = layer_of(subject), tensors(subject, SHORT)
     heads = geometry_of(subject).heads
     bias = noise(torch.empty(SHORT, SHORT, dtype=torch.float64), "bias", scale=1.0)
@@ -165,12 +168,14 @@ def bias_shifts_the_scores(subject: Subject) -> None:
             fail(f"{where}: a key with a bias of -inf changes outputs by {found:.3g}")
 
 
-@check(Kind.ATTENTION, applies=is_layer, hint="Return the weights that multiply the values, after all masks.")
+@check(
+    Kind.ATTENTION,
+    applies=tagged("returns_map", is_layer),
+    hint="Return the weights that multiply the values, after all masks.",
+)
 def map_is_true(subject: Subject) -> None:
     """A map comes when asked for, changes nothing, and is 0 at masked pairs; of exact variants its rows sum to 1."""
     tags = tags_of(subject)
-    if not tags.returns_map:
-        skip("it is not tagged returns_map")
     layer, inputs, heads = layer_of(subject), tensors(subject, SHORT), geometry_of(subject).heads
     valid = torch.ones(2, SHORT, dtype=torch.bool)
     valid[1, -2:] = False
@@ -193,11 +198,13 @@ def map_is_true(subject: Subject) -> None:
                 fail(f"{where}: it is tagged exact, and the map times the values misses the output by {found:.3g}")
 
 
-@check(Kind.ATTENTION, applies=is_core, hint="Add the new tokens to ctx.cache in place, then attend to all of them.")
+@check(
+    Kind.ATTENTION,
+    applies=tagged("decodes", is_core),
+    hint="Add the new tokens to ctx.cache in place, then attend to all of them.",
+)
 def decoding_equals_the_full_pass(subject: Subject) -> None:
     """Token by token, or in pieces, with a cache gives what one causal pass gives."""
-    if not tags_of(subject).decodes:
-        skip("it is not tagged decodes")
     sizes: dict[str, Any] = {"kv_heads": 1} if tags_of(subject).gqa else {}
     layer: Any = layer_of(subject, **sizes)
     for steps in ([1] * 9, [7, 1, 90, 2]):

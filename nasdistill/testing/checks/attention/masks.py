@@ -14,16 +14,18 @@ from nasdistill.testing.checks.attention.cases import (
     attend,
     first_mode,
     gap,
+    is_causal,
     is_core,
     is_layer,
     layer_of,
     modes,
     noise,
     padded,
+    tagged,
     tags_of,
     tensors,
 )
-from nasdistill.testing.registry import check, fail, skip
+from nasdistill.testing.registry import check, fail
 from nasdistill.testing.subject import Subject
 
 
@@ -34,13 +36,11 @@ def keep(x: Tensor, kept: Tensor, other: Tensor) -> Tensor:
 
 
 @check(
-    Kind.ATTENTION, applies=is_layer, hint="Sum over j <= i only; sums taken by subtraction let later tokens through."
+    Kind.ATTENTION, applies=is_causal, hint="Sum over j <= i only; sums taken by subtraction let later tokens through."
 )
 def causality_is_true(subject: Subject) -> None:
     """Under a causal mask a later token changes no earlier output, bit for bit; tagged "values": a later value does."""
     causal = tags_of(subject).causal
-    if causal == "no":
-        skip('its tags say causal="no"')
     layer = layer_of(subject)
     for n in (SHORT, 64, LONG):
         inputs = tensors(subject, n)
@@ -48,10 +48,8 @@ def causality_is_true(subject: Subject) -> None:
         for cut in {n // 3, n - 1}:
             before = torch.arange(n) < cut
             changed = [keep(x, before, noise(x, n, cut, number)) for number, x in enumerate(inputs)]
-            if causal == "values" and is_core(subject):
+            if causal == "values":
                 changed[:2] = inputs[:2]
-            elif causal == "values":
-                skip("of a module the values alone cannot be changed")
             other = attend(subject, layer, changed, CAUSAL).out
             if not torch.equal(out[..., :cut, :], other[..., :cut, :]):
                 found = gap(other[..., :cut, :], out[..., :cut, :])
@@ -62,11 +60,13 @@ def causality_is_true(subject: Subject) -> None:
                 fail(f"of {n} tokens, those from {cut} on do not even change their own outputs")
 
 
-@check(Kind.ATTENTION, applies=is_layer, hint="Apply mask.key_valid before anything is summed or selected.")
+@check(
+    Kind.ATTENTION,
+    applies=tagged("padding", is_layer),
+    hint="Apply mask.key_valid before anything is summed or selected.",
+)
 def padded_keys_change_nothing(subject: Subject) -> None:
     """What stands at padded positions has no influence on the outputs of the others."""
-    if not tags_of(subject).padding:
-        skip("it is not tagged padding")
     layer = layer_of(subject)
     for n in (SHORT, LONG):
         inputs = tensors(subject, n)
@@ -84,11 +84,11 @@ def padded_keys_change_nothing(subject: Subject) -> None:
                     fail(f"{n} tokens, {where}: padded positions change the outputs of others, by {found:.3g}")
 
 
-@check(Kind.ATTENTION, applies=is_layer, hint="Count valid tokens, not all; a mean over N sees padding.")
+@check(
+    Kind.ATTENTION, applies=tagged("padding", is_layer), hint="Count valid tokens, not all; a mean over N sees padding."
+)
 def padding_is_as_if_absent(subject: Subject) -> None:
     """A padded sequence gives what it gives alone, without its padding."""
-    if not tags_of(subject).padding:
-        skip("it is not tagged padding")
     layer = layer_of(subject)
     for n in (SHORT, LONG):
         inputs, lengths = tensors(subject, n, batch=3), (n, n - 2, 1)
@@ -102,11 +102,13 @@ def padding_is_as_if_absent(subject: Subject) -> None:
                     fail(f"{length} tokens padded to {n}, {where}: they give other outputs than alone, by {found:.3g}")
 
 
-@check(Kind.ATTENTION, applies=is_layer, hint="Fill with the lowest finite number instead of -inf, and zero such rows.")
+@check(
+    Kind.ATTENTION,
+    applies=tagged("padding", is_layer),
+    hint="Fill with the lowest finite number instead of -inf, and zero such rows.",
+)
 def empty_rows_are_zero(subject: Subject) -> None:
     """Queries that may attend to nothing give 0 (a module: no NaN), and finite gradients."""
-    if not tags_of(subject).padding:
-        skip("it is not tagged padding")
     for n in (SHORT, LONG):
         keys, queries = torch.ones(2, n, dtype=torch.bool), torch.ones(2, n, dtype=torch.bool)
         keys[0] = False  # an item without any key
@@ -125,11 +127,13 @@ def empty_rows_are_zero(subject: Subject) -> None:
                     fail(f"{n} tokens, {where}: rows without any key give gradients that are not finite ({dtype})")
 
 
-@check(Kind.ATTENTION, applies=is_layer, hint="Read mask.dense(), pattern() or blocks(): they hold all conditions.")
+@check(
+    Kind.ATTENTION,
+    applies=tagged("patterns", is_layer),
+    hint="Read mask.dense(), pattern() or blocks(): they hold all conditions.",
+)
 def patterns_are_honoured(subject: Subject) -> None:
     """A window mask hides what lies outside it, and means the same as a predicate."""
-    if not tags_of(subject).patterns:
-        skip("it is not tagged patterns")
     layer = layer_of(subject)
     for n in (SHORT, LONG):
         inputs = tensors(subject, n)

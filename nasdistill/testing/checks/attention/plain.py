@@ -26,10 +26,11 @@ from nasdistill.testing.checks.attention.cases import (
     padded,
     perturb,
     softmax,
+    tagged,
     tags_of,
     tensors,
 )
-from nasdistill.testing.registry import check, fail, skip
+from nasdistill.testing.registry import check, fail
 from nasdistill.testing.state import same
 from nasdistill.testing.subject import Subject
 
@@ -160,12 +161,14 @@ def owns_parameters_is_true(subject: Subject) -> None:
         )
 
 
-@check(Kind.ATTENTION, applies=is_layer, hint="Compare with softmax_j(q_i . k_j * scale + bias_ij) v_j; use ctx.scale.")
+@check(
+    Kind.ATTENTION,
+    applies=tagged("exact", is_layer),
+    hint="Compare with softmax_j(q_i . k_j * scale + bias_ij) v_j; use ctx.scale.",
+)
 def exact_is_true(subject: Subject) -> None:
     """A variant tagged `exact` equals softmax attention, scale, padding and bias included."""
     tags = tags_of(subject)
-    if not tags.exact:
-        skip("it is not tagged exact")
     for n in (SHORT, LONG):
         inputs = tensors(subject, n)
         valid = torch.arange(n)[None] < torch.tensor([n, n - 3])[:, None]
