@@ -47,6 +47,9 @@ _GIVE_UP = 20
 _GIVE_UP_FITTING = 200
 """The same for architectures that must keep the limits on size, which most of a space may not."""
 
+_LONG = 50
+"""Candidates from which on pruning them shows its progress."""
+
 TEACHER = "teacher"
 """Name of the teacher among the models that are timed together."""
 
@@ -419,9 +422,14 @@ class Session:
 
     def prune(self, candidates: Sequence[Candidate], reason: str) -> None:
         """Take candidates out of the race."""
-        for candidate in candidates:
-            if candidate.alive:
-                self._finish(candidate, "pruned", reason)
+        alive = [c for c in candidates if c.alive]
+        if len(alive) > _LONG:
+            self.listener(Event("rung", f"pruned: {many(len(alive), 'candidate')}", "pruned", total=len(alive)))
+        for done, candidate in enumerate(alive, start=1):
+            self._check_stop()
+            self._finish(candidate, "pruned", reason)
+            if len(alive) > _LONG:  # telling the database takes a while; the bar moves, no line is printed
+                self.listener(Event("step", "", "pruned", done, len(alive), candidate.number))
 
     def complete(self, candidates: Sequence[Candidate]) -> None:
         """Tell the study the objective values of finished candidates."""

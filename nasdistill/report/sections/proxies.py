@@ -79,7 +79,8 @@ def proxies(run: Mapping[str, Any]) -> Section:
     )
     scored = sum(bool(outcome.get("proxies")) for outcome in run.get("outcomes", []))
     if n <= _FEW and scored >= 3 * n:
-        html += paragraph(f"Only {n} of {scored} scored candidates were distilled: too few for a verdict on the proxies.")
+        few = f"Only {n} of {scored} scored candidates were distilled: too few for a verdict on the proxies."
+        html += paragraph(few)
     html += listed(verdicts(data)) if any(name not in SIZE for name in data) else ""
     html += figure(plot, "Rank correlation with the distilled scores, with 95 % bootstrap intervals.")
     html += table(
