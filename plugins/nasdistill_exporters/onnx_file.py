@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nasdistill.bridge.onnx import OPSET, export_onnx
 from nasdistill.errors import TrialFailure, one_line
-from nasdistill.interfaces import Exporter, ExportRequest
+from nasdistill.interfaces import Example, Exporter, ExportRequest
 from nasdistill.spec.options import ComponentOptions
 from nasdistill_exporters._files import BATCHES, answer, trial_inputs
 
@@ -38,6 +38,8 @@ class OnnxOptions(ComponentOptions):
 class OnnxFile(Exporter):
     """``model.onnx`` with input names ``input`` (``input_0 ...`` when there are several) and output ``output``."""
 
+    # What `auto` tries first, and alone: a refusal need not wait for the slower exporter to fail as well.
+    examples: ClassVar[tuple[Example, ...]] = (Example({"exporter": "torchscript"}),)
     options_model = OnnxOptions
     options: OnnxOptions
 
