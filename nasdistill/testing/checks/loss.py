@@ -6,6 +6,7 @@ example's context may say ``{"pairs": ("text", "acme.pairs:SPEECH")}`` to name o
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import re
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from nasdistill.errors import MismatchError, one_line
 from nasdistill.interfaces import Batch, DistillationLoss, ModelGeometry, Signal, Site, StepInfo, Trace
-from nasdistill.seeds import seeded, torch_generator
+from nasdistill.seeds import torch_generator
 from nasdistill.spec.component import Kind
 from nasdistill.testing.kit.pairs import PAIRS, STANDARD, STRANGERS, Pair, Side, find_pairs, side
 from nasdistill.testing.kit.traces import Watched, mapped, repeated, spoiled, trace_of
@@ -51,7 +52,7 @@ class Case:
         """Return a new loss, built for the two. Raises what `build` raises."""
         loss: DistillationLoss = self.subject.create()
         ours, theirs = self.student.geometry, self.teacher.geometry
-        with seeded(self.subject.seed if seed is None else seed):
+        with _torch_seeded(self.subject.seed if seed is None else seed):
             loss.build(ours, theirs, even_layer_map(ours.layers, theirs.layers))
         return loss
 
@@ -68,7 +69,7 @@ class Case:
         batch: Batch | None = None,
     ) -> dict[str, Tensor]:  # fmt: skip
         """Return the terms, for copies of the sides' own signals unless others are given."""
-        with self.subject.seeded():
+        with _torch_seeded(self.subject.seed):
             terms: dict[str, Tensor] = loss(
                 _copied(self.student.trace) if student is None else student,
                 _copied(self.teacher.trace) if teacher is None else teacher,
@@ -466,6 +467,17 @@ def training_lowers_it(subject: Subject) -> None:
 
 
 # -- details ----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _torch_seeded(seed: int) -> Iterator[None]:
+    """Seed torch's generator and put it back; a check of every loss has seen to it that it draws from no other."""
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed speaks to every kind of device
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
 
 
 def _copied(trace: Trace) -> Trace:

@@ -187,7 +187,11 @@ class Watched(dict[Site, Signal]):
 
 def mapped(trace: Trace, change: Callable[[Site, Signal], Tensor]) -> Trace:
     """Return a trace with every tensor changed by ``change(site, signal) -> tensor``."""
-    return Trace({site: replace(signal, tensor=change(site, signal)) for site, signal in trace.signals.items()})
+
+    def changed(site: Site, s: Signal) -> Signal:
+        return Signal(change(site, s), s.layout, s.mask, s.bias, s.scale, s.causal, s.valid, s.grid)
+
+    return Trace({site: changed(site, signal) for site, signal in trace.signals.items()})
 
 
 def repeated(trace: Trace) -> Trace:
