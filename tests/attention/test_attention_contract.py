@@ -64,6 +64,8 @@ def test_precisions_agree(name, n):
 
 @pytest.mark.parametrize("n", [6, LONG])
 @cores(lambda t: t.causal == "strict" and t.padding)
+@pytest.mark.paper("2202.06258", "attention:flow")
+@pytest.mark.paper("2410.10781", "attention:sigmoid")
 def test_left_padding_under_a_causal_mask(name, n):
     """The first rows see padding only; the rest is what the sequence gives without it."""
     core, inputs = build(name), qkv(n, batch=1)
@@ -95,6 +97,7 @@ def test_rows_without_any_key_are_zero_in_the_map_too(name):
 
 @pytest.mark.parametrize(("n", "m"), [(1, 9), (60, 40)])
 @cores(lambda t: t.cross)
+@pytest.mark.paper("2202.06258", "attention:flow")
 def test_the_order_of_keys_means_nothing(name, n, m):
     core, (q, k, v) = build(name), qkv(n, m=m, value_dim=5)
     order = torch.randperm(m, generator=torch.Generator().manual_seed(0))
@@ -113,6 +116,7 @@ def test_map_times_values_is_the_output(name, n):
 
 
 @cores(lambda t: t.decodes and t.padding)
+@pytest.mark.paper("2202.06258", "attention:flow")
 def test_decoding_with_padding(name):
     core, n = build(name), 12
     inputs = qkv(n)

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-import pytest
-
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "attention_scaling.py"
 
 

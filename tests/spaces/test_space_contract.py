@@ -96,6 +96,7 @@ def test_garbage_raises_only_architecture_errors(space, data):
 
 @examples(6)
 @given(seed=st.integers(0, 2**32), which=st.integers(0, len(INPUTS) - 1))
+@pytest.mark.paper("2407.14679", "spaces:conv_vit")
 def test_points_cost_what_is_said_whatever_the_image(host, seed, which):
     io = INPUTS[which]
     for name, options in (("conv_vit", {"depth": [1, 2, 3]}), ("resnet_s0", {"blocks": [1, 2]})):
