@@ -93,11 +93,9 @@ def tiny_space() -> SearchSpace:
 @pytest.fixture
 def tiny_teacher() -> nn.Module:
     """Return a small network that was trained on digits ``(B, 1, 8, 8)``, 10 classes; a copy for each test."""
-    import copy
+    from nasdistill.testing.kit import teacher
 
-    from nasdistill.testing.kit.teacher import tiny_teacher
-
-    return copy.deepcopy(tiny_teacher())
+    return teacher.tiny_teacher()
 
 
 @pytest.fixture
