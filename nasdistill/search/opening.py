@@ -127,6 +127,25 @@ def check_files(run: RunDirectory, host: Host) -> list[str]:
     return changed
 
 
+def check_plugins(run: RunDirectory, host: Host) -> None:
+    """Refuse to go on with a run whose plugins are not all here.
+
+    Raises:
+        UsageError: naming each with the distribution and version that brought it.
+    """
+    origins: Mapping[str, str] = (run.read("frozen.json") or {}).get("plugins") or {}  # "nasdistill-acme 1.2"
+    gone, wanted = [], []
+    for name, origin in origins.items():
+        here = host.plugin(name)
+        if here is None or here.state != "loaded":
+            gone.append(f"plugin {name!r} ({origin}), which is {'not installed' if here is None else here.state} here")
+        if here is None:
+            wanted.append(repr("==".join(origin.split())))
+    if gone:
+        hint = f"Install {' and '.join(wanted)}." if wanted else "nasdistill plugins list says more."
+        raise UsageError(f"{run.path} was started with {' and '.join(gone)}", hint=hint)
+
+
 def resume_command(run: RunDirectory) -> str:
     """Return the command that goes on with a run."""
     files: Mapping[str, Any] = (run.read("frozen.json") or {}).get("files") or {}

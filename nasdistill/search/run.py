@@ -26,6 +26,7 @@ from nasdistill.search.facts import software, task_facts
 from nasdistill.search.opening import (
     check_files,
     check_frozen,
+    check_plugins,
     frozen,
     latency_budget,
     make_meters,
@@ -145,6 +146,7 @@ def resume_search(
         host = host or Host.load(disable=config.plugins.disable)
         for text in check_files(run, host):
             listener(Event("message", f"warning: {text}"))
+        check_plugins(run, host)
         components = create_components(config, host)
         check_targets(components)
         check_frozen(run, config, components)

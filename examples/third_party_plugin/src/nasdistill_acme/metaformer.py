@@ -47,8 +47,10 @@ class MetaFormerOptions(ComponentOptions):
     ratio: tuple[Annotated[int, Field(ge=1, le=16)], ...] = Field(
         (1, 2, 4), min_length=1, description="Neurons of an MLP per channel."
     )
-    attention: tuple[str, ...] = Field(
-        ("acme:relu",), description="Attention variants that a block may choose besides `pool` and `conv`."
+    mixers: tuple[str, ...] = Field(
+        (POOL, CONV, "acme:relu"),
+        min_length=1,
+        description="What a block may mix tokens with: `pool`, `conv`, or the name of an attention variant.",
     )
     attention_options: dict[str, dict[str, Any]] = Field({}, description="Options of these variants, by name.")
     head_dim: int = Field(16, ge=1, description="Channels per attention head.")
@@ -75,7 +77,7 @@ class MetaFormer(SearchSpace):
         """Return ``patch width depth ratio``, then ``block00.mixer`` on."""
         o = self.options
         depths = tuple(sorted(set(o.depth)))
-        mixers = (POOL, CONV, *dict.fromkeys(o.attention))
+        mixers = tuple(dict.fromkeys(o.mixers))
 
         def present(block: int) -> Callable[[Mapping[str, Value]], bool] | None:
             """Return when a block is there; None means always."""
@@ -91,7 +93,7 @@ class MetaFormer(SearchSpace):
             ordered("depth", depths, "blocks"),
             ordered("ratio", o.ratio, "neurons of an MLP per channel"),
             *(
-                Axis(f"block{block:02d}.mixer", mixers, POOL, present(block), help="what mixes the tokens")
+                Axis(f"block{block:02d}.mixer", mixers, mixers[0], present(block), help="what mixes the tokens")
                 for block in range(depths[-1])
             ),
         )
