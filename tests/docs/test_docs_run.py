@@ -100,6 +100,8 @@ def test_how_to(page, desk):
 @pytest.fixture
 def acme(desk, monkeypatch):
     """The same with an installed distribution ``nasdistill-acme``, whose modules the guide's blocks write."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "nasdistill_acme"]:
+        monkeypatch.delitem(sys.modules, name)  # of another test: the example package has the name too
     write_distribution(desk, "nasdistill-acme", modules={}, entries={"acme": "nasdistill_acme"})
     monkeypatch.syspath_prepend(desk)
     return desk
