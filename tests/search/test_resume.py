@@ -339,7 +339,7 @@ def test_other_axes_versions_data_or_settings_are_refused_with_the_difference(di
         lambda v: v["axes"]["resnet_s0"].update(width=[8, 24]), r"axis resnet_s0.width: \[8, 24\] then, \[8, 16\] now"
     )
     refused(lambda v: v["plugins"].update(spaces="nasdistill 0.0.1"), "plugin spaces: nasdistill 0.0.1 then")
-    refused(lambda v: v["plugins"].update(acme="acme 2.0"), "plugin acme: acme 2.0 then, not used now")
+    refused(lambda v: v["plugins"].update(acme="acme 2.0"), r"plugin 'acme' \(acme 2\.0\), which is not installed here")
     config = read_json(run.path / "config.json")
     write_json(run.path / "config.json", {**config, "search": {**config["search"], "seed": 5}})
     with pytest.raises(UsageError, match=r"config\.json was edited"):
