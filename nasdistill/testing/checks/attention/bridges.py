@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import logging
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +41,7 @@ def exportable_is_true(subject: Subject) -> None:
     """A variant tagged `exportable` passes torch.export and both ways to ONNX, and computes the same there."""
     call = Call(subject, layer_of(subject, dtype=torch.float32), first_mode(subject)).eval()
     inputs, others = (tuple(tensors(subject, 16, dtype=torch.float32, seed=seed)) for seed in (0, 1))
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with torch.no_grad(), _quiet():
         expected = call(*others)
         try:
             program = torch.export.export(call, inputs, strict=False)
@@ -50,6 +52,19 @@ def exportable_is_true(subject: Subject) -> None:
             return
         for dynamo in (False, True):
             _compare(f"ONNX, {'dynamo' if dynamo else 'TorchScript'}", _in_onnx(call, inputs, others, dynamo), expected)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what torch's exporters warn of and log to themselves: the check says what is wrong."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _compare(how: str, found: Tensor, expected: Tensor) -> None:

@@ -95,7 +95,7 @@ told = json.load(sys.stdin)
 sys.path[:] = told["path"]
 from nasdistill.host import Host
 module, _, name = told["target"].partition(":")
-space = getattr(importlib.import_module(module), name)(told["options"], host=Host.load(third_party=False))
+space = getattr(importlib.import_module(module), name)(told["options"], host=Host.load())
 space.id = told["id"]
 rng = random.Random(told["seed"])
 axes = [[a.name, a.choices, a.default, a.ordered] for a in space.axes()]
