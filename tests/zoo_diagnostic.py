@@ -10,6 +10,7 @@ from zoo_base import Broken
 from nasdistill.errors import MismatchError
 from nasdistill.interfaces import Diagnostic, Finding, Site
 from nasdistill.spec.component import DiagnosticSpec
+from nasdistill.trace import describe
 
 LOGITS = Site("logits")
 
@@ -49,7 +50,8 @@ class Sinks(Diagnostic):
     def examine(self, models, task, batches, tracer):
         rows = []
         for name, model in models.items():
-            sites = {site for site in tracer.plan(model, batches[0]).geometry.sites if site.name == "q"}
+            geometry = describe(model, lambda network: task.forward(network, batches[0]), name)
+            sites = {site for site in geometry.sites if site.name == "q"}
             if not sites:
                 raise MismatchError(f"{name} has no attention to look at")
             sites |= {Site("k", site.layer) for site in sites}

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,40 +9,10 @@ from unittest import SkipTest
 
 from nasdistill.errors import UsageError, did_you_mean
 from nasdistill.host import Host, PluginRecord
+from nasdistill.testing.probing import import_alone
 from nasdistill.testing.registry import CheckFailed, CheckSkipped, fail, skip
 from nasdistill.testing.results import CheckResult, Status
 from nasdistill.testing.subject import origin
-
-HEAVY = ("torch", "numpy", "optuna", "transformers", "timm", "diffusers", "networkx", "pandas", "scipy", "onnxruntime")
-"""Packages whose import takes long enough for a user to notice it in every command."""
-
-# Runs in a process of its own: what the import brings in, prints, and whether it reaches for the network.
-_PROBE = """
-import importlib, json, socket, sys
-
-opened = []
-
-def refuse(self, address, *rest):
-    opened.append(str(address))
-    raise OSError("no network while plugins are listed")
-
-socket.socket.connect = refuse
-importlib.import_module("nasdistill")
-from nasdistill import hookimpl
-before = set(sys.modules)
-real, sys.stdout = sys.stdout, sys.stderr
-class Tee:
-    text = ""
-    def write(self, text):
-        Tee.text += text
-    def flush(self):
-        pass
-sys.stdout = Tee()
-sys.path[:0] = json.loads(sys.argv[2])
-importlib.import_module(sys.argv[1])
-sys.stdout = real
-print(json.dumps({"modules": sorted(set(sys.modules) - before), "opened": opened, "printed": Tee.text}))
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,18 +109,13 @@ def imports_light(host: Host, plugin: PluginRecord) -> None:
         skip("it was handed over in this process, there is no module to import")
     if plugin.file is not None:
         skip("a plugin of one file holds its components, too")
-    command = [sys.executable, "-c", _PROBE, module, json.dumps([entry for entry in sys.path if entry])]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    if done.returncode:
-        fail(f"its module {module} cannot be imported alone: {done.stderr.strip().splitlines()[-1:]}")
-    seen = json.loads(done.stdout)
-    heavy = [name for name in HEAVY if name in seen["modules"]]
-    if heavy:
-        fail(f"importing {module} imports {', '.join(heavy)}, which every nasdistill command then waits for")
-    if seen["opened"]:
-        fail(f"importing {module} connects to {', '.join(seen['opened'])}")
-    if seen["printed"].strip():
-        fail(f"importing {module} prints {seen['printed'].strip().splitlines()[0]!r}")
+    seen = import_alone(module)
+    if seen.heavy:
+        fail(f"importing {module} imports {', '.join(seen.heavy)}, which every nasdistill command then waits for")
+    if seen.opened:
+        fail(f"importing {module} connects to {', '.join(seen.opened)}")
+    if seen.printed:
+        fail(f"importing {module} prints {seen.printed.splitlines()[0]!r}")
 
 
 PLUGIN_CHECKS: dict[Callable[[Host, PluginRecord], None], str] = {

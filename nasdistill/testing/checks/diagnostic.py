@@ -240,7 +240,7 @@ def one_model_is_enough_or_refused(subject: Subject) -> None:
 @check(
     Kind.DIAGNOSTIC,
     applies=names_no_models,
-    hint="Ask `site in tracer.plan(model, batch).geometry` before a site is captured.",
+    hint="Ask nasdistill.trace.describe which sites a model has, and raise MismatchError where they are missing.",
 )
 def other_networks_work_or_are_refused(subject: Subject) -> None:
     """Networks of another kind are looked at, too, or refused with an error of nasdistill."""

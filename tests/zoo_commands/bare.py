@@ -1,0 +1,5 @@
+"""A command without arguments."""
+
+
+def run(args):
+    """Do the one thing that it does."""
