@@ -35,7 +35,7 @@ def main() -> None:
     seeds = 1 if args.quick else args.seeds
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in METHODS}
     for seed in range(seeds):
-        funnel, epochs = settings(seed, quick=args.quick), 4 if args.quick else 16
+        funnel, epochs = settings(seed, quick=args.quick), 4 if args.quick else 9
         first = cpu_search(parse_config(funnel, where="funnel"), label=f"funnel, seed {seed}")
         found["funnel"].append(facts(first))
         seconds = first["seconds"]
@@ -93,10 +93,10 @@ def cpu_search(config: RunConfig, *, label: str) -> dict[str, Any]:
 def settings(seed: int, *, quick: bool) -> dict[str, Any]:
     """Return the digits preset with short trainings and measurements."""
     values = load_preset("digits").to_json()
-    options = {"round_size": 8, "short_epochs": 4, "full_epochs": 16, "full_per_round": 2, "full_final": 4}
+    options = {"round_size": 6, "short_epochs": 3, "full_epochs": 9, "full_per_round": 2, "full_final": 3}
     if quick:
         options = {"round_size": 6, "short_epochs": 2, "full_epochs": 4, "full_per_round": 1, "full_final": 2}
-    values["search"] |= {"seed": seed, "trials": 6 if quick else 16, "baselines": "none"}
+    values["search"] |= {"seed": seed, "trials": 6 if quick else 12, "baselines": "none"}
     values["search"]["strategy_options"] |= options
     values["latency"] |= {"max_seconds": 0.3, "final_pairs": 20, "min_pairs": 5, "max_pairs": 20}
     return values
