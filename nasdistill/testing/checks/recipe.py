@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 from torch import nn
 
+from nasdistill.distill.recipes import CARRIED
 from nasdistill.errors import NasdistillError, TrialFailure, one_line
 from nasdistill.interfaces import Recipe, RecipeRunner, Stage
 from nasdistill.spec.component import Kind
@@ -27,7 +28,6 @@ from nasdistill.testing.registry import CheckFailed, check, exercise, fail, skip
 from nasdistill.testing.state import same
 from nasdistill.testing.subject import Subject
 
-CARRIED = ("losses",)
 FILE_NAME = re.compile(r"^[A-Za-z0-9][\w. -]*$")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -74,6 +74,24 @@ def objective(output: Tensor, batch: Batch) -> Tensor:
     if labels is None or labels.ndim != 1 or labels.is_floating_point() or output.ndim != 2:
         return output.float().square().mean()
     return digits_loss(output, batch)
+
+
+def descend(parameters: Iterable[nn.Parameter], loss: Tensor, length: float = 0.02) -> None:
+    """Take one step of that length down the gradient; gradients are left in the parameters.
+
+    torch's own optimisers import its compiler first, which takes longer than everything else here.
+    """
+    trained = list(parameters)
+    for parameter in trained:
+        parameter.grad = None
+    loss.backward()  # type: ignore[no-untyped-call]
+    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+    if gradients:
+        scale = length / float(torch.stack([gradient.norm() for gradient in gradients]).norm().clamp_min(1e-12))
+        with torch.no_grad():
+            for parameter in trained:
+                if parameter.grad is not None:
+                    parameter.sub_(parameter.grad, alpha=scale)
 
 
 def gap(first: Tensor, second: Tensor) -> float:

@@ -32,7 +32,7 @@ from nasdistill.interfaces import (
 from nasdistill.interfaces.base import ComponentFactory
 from nasdistill.seeds import seeded
 from nasdistill.spec.component import Kind
-from nasdistill.testing.kit.inputs import forward, network, objective, outputs
+from nasdistill.testing.kit.inputs import descend, forward, network, objective, outputs
 from nasdistill.testing.registry import CheckFailed
 from nasdistill.trace import make_tracer
 
@@ -194,7 +194,6 @@ class RecordingRunner:
             session = self._teachers.get(stage.teacher) or self._open(stage.teacher)
             session.start(student)
         trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.Adam(trained, lr=1e-3) if trained else None
         tracer, history = make_tracer(forward), []
         start = 200 * SOURCES.index(stage.data) if stage.data in SOURCES else 0
         for number in range(self.steps):
@@ -210,10 +209,8 @@ class RecordingRunner:
                 soft = session.trace(batch, frozenset({LOGITS}), step, tracer).logits
                 if soft.shape == output.shape:
                     loss = loss + F.kl_div(output.log_softmax(-1), soft.softmax(-1), reduction="batchmean")
-            if optimizer is not None:
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
+            if trained:
+                descend(trained, loss)
             if session is not None:
                 session.after_step(student, step)
             history.append({"epoch": float(number), "total": loss.item()})
