@@ -285,7 +285,7 @@ def test_every_system_is_in_the_table(site):
 
 def test_links_between_files_lead_somewhere():
     """Sphinx checks the pages' links; the README is read elsewhere, and pages link to files beside them."""
-    for page in pages():
+    for page in [*pages(), ROOT / "CONTRIBUTING.md"]:
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             if not re.match(r"https?:", target):
                 assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
