@@ -8,7 +8,7 @@ import torch
 from zoo_base import Broken
 
 from nasdistill.errors import MismatchError
-from nasdistill.interfaces import Diagnostic, Finding, Site
+from nasdistill.interfaces import Diagnostic, Example, Finding, Site
 from nasdistill.spec.component import DiagnosticSpec
 from nasdistill.trace import describe
 
@@ -60,6 +60,12 @@ class Sinks(Diagnostic):
                 share = torch.cat([trace[f"attention.{layer}"][..., 0].mean((1, 2)) for trace in traces]).mean()
                 rows.append({"model": name, "layer": layer, "share": float(share)})
         return Finding(tables={"first token": rows}, text="A share far above 1 / tokens is a sink.")
+
+
+class Chosen(Sound):
+    """The same, of models of its choice."""
+
+    examples = (Example(context={"models": {"teacher": "SmallResNet", "student": "Mlp"}}),)
 
 
 class Empty(Sound):
@@ -186,7 +192,7 @@ def spec(name, cls):
     return DiagnosticSpec(name, f"{__name__}:{cls.__name__}", "one of the zoo", references=("original",))
 
 
-SOUND = [spec("sound", Sound), spec("sinks", Sinks)]
+SOUND = [spec("sound", Sound), spec("sinks", Sinks), spec("chosen", Chosen)]
 BROKEN = [
     Broken("returns_a_finding", spec("empty", Empty), "neither values nor tables"),
     Broken("values_are_numbers", spec("undefined", Undefined), "'gap'"),

@@ -16,6 +16,7 @@ from nasdistill.measure import count_params
 from nasdistill.spec.component import TransformSpec
 from nasdistill.spec.io import Cost
 from nasdistill.spec.options import ComponentOptions
+from nasdistill.testing.kit.traces import Text
 
 
 class Keep(ComponentOptions):
@@ -78,6 +79,19 @@ class Sound(Transform):
             parent, _, attribute = name.rpartition(".")
             setattr(found.get_submodule(parent), attribute, self.layer(model.get_submodule(name)))
         return found
+
+
+def text():
+    return Text(16, 2, 2)
+
+
+TEXT = {"model": f"{__name__}:text", "batch": "nasdistill.testing.kit.traces:text_batch"}
+
+
+class Textual(Sound):
+    """The same, tried on text."""
+
+    examples = (Example(context=TEXT), Example({"keep": 1.0}, TEXT, "identity"))
 
 
 class Few(nn.Module):
@@ -348,7 +362,7 @@ def spec(name, cls):
     )
 
 
-SOUND = [spec("sound", Sound), spec("selecting", Selecting)]
+SOUND = [spec("sound", Sound), spec("selecting", Selecting), spec("textual", Textual)]
 BROKEN = [
     Broken("fits_a_network", spec("choosy", Choosy), "refuses every network"),
     Broken("refuses_in_order", spec("crude", Crude), "AssertionError instead of MismatchError"),
