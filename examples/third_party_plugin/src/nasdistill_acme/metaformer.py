@@ -19,10 +19,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from nasdistill.errors import ArchitectureError, UnknownComponentError
-from nasdistill.interfaces import AttentionCore, AttentionGeometry, ModelingSource, SearchSpace, TokenLayout
+from nasdistill.interfaces import AttentionCore, AttentionGeometry, Example, ModelingSource, SearchSpace, TokenLayout
 from nasdistill.spec.architecture import Architecture, Axis, Value
 from nasdistill.spec.component import Kind
 from nasdistill.spec.io import Cost, IOSpec
@@ -72,6 +72,9 @@ class MetaFormer(SearchSpace):
 
     options_model = MetaFormerOptions
     options: MetaFormerOptions
+    examples: ClassVar[tuple[Example, ...]] = (  # few enough points for the checks to list
+        Example({"patch": [2, 4], "width": [16, 32], "depth": [1, 2], "ratio": [1, 2]}),
+    )
 
     def axes(self) -> tuple[Axis, ...]:
         """Return ``patch width depth ratio``, then ``block00.mixer`` on."""
