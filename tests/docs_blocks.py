@@ -132,6 +132,7 @@ def _shell(line: str, search: str, where: str) -> None:
         _install(Path(line.removeprefix("pip install -e ").strip("'\"")))
         return
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    env["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if Path(path).is_relative_to(Path.cwd()))
     program = ["bash", "-euo", "pipefail", "-c", line]
     done = subprocess.run(program, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{where}\n{done.stdout}\n{done.stderr}"

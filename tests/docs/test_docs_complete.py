@@ -129,6 +129,16 @@ def test_every_public_name_is_in_the_reference(site):
     assert set(testing.__all__) - documented == {"BoundCheck", "CheckFailed", "CheckSkipped", "Example"}
 
 
+def test_every_fixture_is_documented():
+    from nasdistill import pytest_plugin
+
+    source = inspect.getsource(pytest_plugin)
+    fixtures = set(re.findall(r"^@pytest\.fixture\ndef (\w+)", source, re.MULTILINE))
+    assert fixtures == set(re.findall(r"^``(\w+)``", pytest_plugin.__doc__ or "", re.MULTILINE))
+    text = (DOCS / "howto" / "plugins.md").read_text(encoding="utf-8")
+    assert not [name for name in fixtures if f"`{name}`" not in text]
+
+
 # -- components and tags ----------------------------------------------------------------------------------------------
 
 
