@@ -32,7 +32,7 @@ def fail(kind: str) -> None:
         kept = []
         for _ in range(64):  # 4 GiB
             kept.append(b"\x01" * 2**26)
-            time.sleep(0.02)
+            time.sleep(0.01)
         time.sleep(3600)
 
 

@@ -109,11 +109,13 @@ def read_npz(path: Path, form: Form) -> Source:
     which are taken as they are. Labels are integers 0 ... K-1 or strings. An array ``classes`` may name the classes.
     """
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise DataError(f"{path} holds one array, not named arrays", hint="Use numpy.savez(path, x=..., y=...).")
-        with archive:
-            arrays = {name: archive[name] for name in archive.files}
+        with path.open("rb") as stream:  # numpy leaves what it opens itself open where the archive is broken
+            archive = np.load(stream, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                hint = "Use numpy.savez(path, x=..., y=...)."
+                raise DataError(f"{path} holds one array, not named arrays", hint=hint)
+            with archive:
+                arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError, MemoryError) as error:
         raise DataError(
             f"cannot read {path}: {one_line(error)}", hint="Write it with numpy.savez(path, x=images, y=labels)."

@@ -105,6 +105,7 @@ def test_the_plain_case_takes_few_operations(name, n, most, tmp_path):
     assert len(operations) <= most, operations
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.*is deprecated:DeprecationWarning")  # the call itself
 @pytest.mark.parametrize("name", CORES)
 def test_tracing_gives_no_warning(name):
     with warnings.catch_warnings():

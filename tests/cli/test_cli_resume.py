@@ -27,11 +27,12 @@ def test_a_search_on_a_worker_is_interrupted_and_resumed(cli_here, tmp_path):
         stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True, cwd=tmp_path,
     )  # fmt: skip
     said = []
-    for line in process.stderr:
-        said.append(line)
-        if "short:" in line:
-            os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C does: the whole group hears it
-    assert process.wait() == 130, "".join(said)
+    with process:
+        for line in process.stderr:
+            said.append(line)
+            if "short:" in line:
+                os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C does: the whole group hears it
+    assert process.returncode == 130, "".join(said)
     assert "nasdistill resume run goes on" in said[-1]
     shown = cli_here("show", "run")
     assert "State: interrupted; nasdistill resume run goes on." in shown.stdout

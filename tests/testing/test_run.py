@@ -167,7 +167,8 @@ def test_an_installed_plugin_in_order_passes(tmp_path, monkeypatch):
 CONNECT = """
 import socket
 try:
-    socket.socket().connect(('127.0.0.1', 9))
+    with socket.socket() as phone:
+        phone.connect(('127.0.0.1', 9))
 except OSError:
     pass
 """
