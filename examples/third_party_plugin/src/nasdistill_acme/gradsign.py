@@ -38,10 +38,8 @@ def gradient_signs(model: nn.Module, batch: Batch, loss: Callable[[nn.Module, Ba
     counts = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     for index in range(batch.size):
         value = loss(model, batch.select(torch.tensor([index], device=batch.ids.device)))
-        gradients = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
+        gradients = torch.autograd.grad(value, list(weights.values()), allow_unused=True, materialize_grads=True)
         for name, gradient in zip(weights, gradients, strict=True):
-            if gradient is None:
-                continue
             if not bool(gradient.isfinite().all()):  # the sign of what is no number would be 0
                 raise TrialFailure("degenerate", f"the gradient of {name} is not finite")
             counts[name] += gradient.sign()
