@@ -68,7 +68,7 @@ class PrepareRequest:
     Attributes:
         model: the extracted student, in eval mode.
         example: positional inputs.
-        folder: where to write artefacts.
+        folder: where to write artefacts; it exists.
         name: stem of file names.
     """
 

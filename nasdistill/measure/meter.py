@@ -246,6 +246,7 @@ class Meter:
         except Exception as error:
             raise TrialFailure("forward_failed", f"{name} raises {one_line(error)}") from error
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             with torch.random.fork_rng(devices=[]), measuring(1):
                 prepared = self.target.prepare(PrepareRequest(model, tuple(example), folder, name))
         except NasdistillError:
