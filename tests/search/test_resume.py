@@ -161,19 +161,32 @@ def test_a_disk_that_is_full_while_a_student_is_exported_fails_no_trial(digits, 
 @pytest.mark.parametrize(
     ("name", "text"), [("trials/0001/outcome.json", "{}"), ("seconds.json", ""), ("seconds.json", "[]")]
 )
-def test_records_of_the_wrong_shape_end_nothing(digits, tmp_path, monkeypatch, whole, name, text):
-    run = broken_off(digits, tmp_path / "run", monkeypatch, whole[1])
+def test_records_of_the_wrong_shape_end_nothing(torn, whole, name, text):
+    run = torn
     (run.path / name).write_text(text)
     assert outcome(resume_search(run.path, host=host()), run.path) == whole[0]
 
 
-def broken_off(digits, run, monkeypatch, writes, share=0.8, **changes):
+def broken_off(digits, run, writes, share=0.8, **changes):
     """Leave a run that ended somewhere in the middle."""
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NASDISTILL_CACHE", str(run.parent / "cache"))
         cut_after(patch, round(share * writes))
         with pytest.raises(Cut):
             run_search(resumable(digits, **changes), run, host=host())
     return RunDirectory.open(run)
+
+
+@pytest.fixture(scope="module")
+def broken(digits, tmp_path_factory, whole):
+    """A run that ended in the middle; nobody changes it."""
+    return broken_off(digits, tmp_path_factory.mktemp("broken") / "run", whole[1])
+
+
+@pytest.fixture
+def torn(broken, tmp_path):
+    """The same somewhere else, to be damaged and resumed."""
+    return RunDirectory.open(Path(shutil.copytree(broken.path, tmp_path / "run")))
 
 
 def trained(run):
@@ -229,9 +242,8 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_what_is_damaged_is_made_again(digits, tmp_path, monkeypatch, whole, damage):
-    expected, writes = whole
-    run = broken_off(digits, tmp_path / "run", monkeypatch, writes)
+def test_what_is_damaged_is_made_again(torn, whole, damage):
+    expected, run = whole[0], torn
     damage(run)
     result = resume_search(run.path, host=host())
     found = outcome(result, run.path)
@@ -298,8 +310,8 @@ def test_a_killed_process_leaves_a_run_that_says_so_and_resumes(digits, tmp_path
 
 
 @pytest.mark.slow
-def test_two_processes_cannot_work_on_one_run(digits, tmp_path, monkeypatch, whole):
-    run = broken_off(digits, tmp_path / "run", monkeypatch, whole[1])
+def test_two_processes_cannot_work_on_one_run(torn):
+    run = torn
     script = textwrap.dedent("""
         import sys
         from pathlib import Path
@@ -322,8 +334,8 @@ def test_two_processes_cannot_work_on_one_run(digits, tmp_path, monkeypatch, who
     assert run.state() == "killed"
 
 
-def test_other_axes_versions_data_or_settings_are_refused_with_the_difference(digits, tmp_path, monkeypatch, whole):
-    run = broken_off(digits, tmp_path / "run", monkeypatch, whole[1])
+def test_other_axes_versions_data_or_settings_are_refused_with_the_difference(torn, whole):
+    run = torn
     before = {p: p.read_bytes() for p in run.path.rglob("*.json") if p.name != "owner.json"}
     good = read_json(run.path / "frozen.json")
 
@@ -365,8 +377,8 @@ def test_a_run_of_another_format_or_without_a_configuration_is_refused(tmp_path)
         resume_search(tmp_path)
 
 
-def test_a_time_limit_counts_over_all_processes(digits, tmp_path, monkeypatch, whole):
-    run = broken_off(digits, tmp_path / "run", monkeypatch, whole[1], 0.5, search__timeout=1e6)
+def test_a_time_limit_counts_over_all_processes(digits, tmp_path, whole):
+    run = broken_off(digits, tmp_path / "run", whole[1], 0.5, search__timeout=1e6)
     known = len(list(run.outcomes()))
     write_json(run.path / "clock.json", {"seconds": 2e6})
     result = resume_search(run.path, host=host())
