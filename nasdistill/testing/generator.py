@@ -7,13 +7,12 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from unittest import SkipTest
 
 from nasdistill.errors import NasdistillError, UsageError, did_you_mean, one_line
 from nasdistill.host import ComponentRecord, Host
 from nasdistill.interfaces.base import Example
 from nasdistill.spec.component import Kind
-from nasdistill.testing.registry import Check, CheckFailed, CheckSkipped, checks_of
+from nasdistill.testing.registry import Check, CheckFailed, CheckSkipped, checks_of, skip_test
 from nasdistill.testing.results import CheckResult, Status
 from nasdistill.testing.subject import Subject
 
@@ -91,13 +90,13 @@ class BoundCheck:
 
         Raises:
             AssertionError: it failed, or was expected to fail and did not.
-            unittest.SkipTest: it does not apply, or it failed as expected.
+            unittest.SkipTest (pytest's own skip under pytest): it does not apply, or it failed as expected.
         """
         result = self.run()
         if not result.ok:
             raise AssertionError(str(result))
         if result.status in ("skipped", "xfailed"):
-            raise SkipTest(result.message)
+            skip_test(result.message)
 
 
 @contextlib.contextmanager

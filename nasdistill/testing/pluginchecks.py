@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from unittest import SkipTest
 
 from nasdistill.errors import UsageError, did_you_mean
 from nasdistill.host import Host, PluginRecord
 from nasdistill.testing.probing import import_alone
-from nasdistill.testing.registry import CheckFailed, CheckSkipped, fail, skip
+from nasdistill.testing.registry import CheckFailed, CheckSkipped, fail, skip, skip_test
 from nasdistill.testing.results import CheckResult, Status
 from nasdistill.testing.subject import origin
 
@@ -62,7 +61,7 @@ class PluginCheck:
         if not result.ok:
             raise AssertionError(str(result))
         if result.status == "skipped":
-            raise SkipTest(result.message)
+            skip_test(result.message)
 
 
 def plugin_checks(host: Host, name: str) -> Iterator[PluginCheck]:

@@ -19,6 +19,8 @@ NESTED = re.compile(r"(list of |: )?\{(`[^{}]+`)\}")
 COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "plugins list": (("plugins", "list"), ()),
     "plugins show NAME": (("plugins", "show", "synflow"), ("plugins list",)),
+    "plugins check NAME": (("plugins", "check", "params"), ()),
+    "plugins new NAME --kind KIND": (("plugins", "new", "mine", "--kind", "proxy"), ()),
     "papers": (("papers",), ()),
     "spaces list": (("spaces", "list"), ()),
     "spaces show SPACE": (("spaces", "show", "resnet_s0"), ()),
