@@ -15,7 +15,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from nasdistill.seeds import derive_seed
 
@@ -30,7 +29,7 @@ def ranks(scores: Scores, *, best_first: bool = True) -> list[float]:
         best_first: whether the best has rank 1 (True) or rank n (False).
     """
     filled = _filled(scores)
-    return [float(rank) for rank in stats.rankdata(-filled if best_first else filled, method="average")]
+    return [float(rank) for rank in _rankdata(-filled if best_first else filled)]
 
 
 def log_rank_sum(rows: Sequence[Scores]) -> list[float]:
@@ -184,7 +183,7 @@ def _resampled(
 
 def _differences(column: NDArray[np.float64]) -> NDArray[np.float64]:
     """Matrix of the differences of ranks (finite where the values are not), ``[i, j] = rank of i - rank of j``."""
-    rank = stats.rankdata(column)
+    rank = _rankdata(column)
     return np.asarray(rank[:, None] - rank[None, :], dtype=np.float64)
 
 
@@ -194,7 +193,16 @@ def _coefficient(kind: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> f
         return None
     if kind == "spearman":
         # Ranks first: infinities (failed scores) have a rank but no product.
-        value = np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1]
+        value = np.corrcoef(_rankdata(x), _rankdata(y))[0, 1]
     else:
-        value = stats.kendalltau(stats.rankdata(x), stats.rankdata(y), variant="b").statistic
+        from scipy import stats
+
+        value = stats.kendalltau(_rankdata(x), _rankdata(y), variant="b").statistic
     return float(value)
+
+
+def _rankdata(column: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The ranks of the values, ties sharing their mean."""
+    from scipy import stats  # a second to import: worker processes, which rank nothing, do without
+
+    return np.asarray(stats.rankdata(column, method="average"), dtype=np.float64)
