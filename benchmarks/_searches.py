@@ -26,7 +26,8 @@ TIGHT = (0.06, 0.30)
 """A closer reference point, which separates good fronts better."""
 
 QUICK: dict[str, Any] = {
-    "round_size": 6, "short_epochs": 1, "full_epochs": 2, "full_final": 2, "full_per_round": 1, "max_latency_ratio": 100.0,
+    "round_size": 6, "short_epochs": 1, "full_epochs": 2, "full_final": 2, "full_per_round": 1,
+    "max_latency_ratio": 100.0,
 }  # fmt: skip
 """The funnel's options of a quick run."""
 

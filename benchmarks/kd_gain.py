@@ -110,7 +110,7 @@ def teacher_of(host: Host, setting: Setting, task: Task) -> TeacherSession:
 
 
 def run_seed(setting: Setting, seed: int, folder: str) -> list[dict[str, Any]]:
-    """Train every arm of one seed; its own process where there are several, so that they run side by side on one thread each."""
+    """Train every arm of one seed, on one thread: several seeds run side by side, each in its own process."""
     torch.set_num_threads(1)
     host = Host.load(third_party=False)
     task = prepared(host, setting)

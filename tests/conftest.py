@@ -15,11 +15,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from hypothesis import settings
 
 from nasdistill.bridge import prepare_imports
 
 prepare_imports()  # tests import timm and torchvision directly
 torch.set_num_threads(1)
+
+settings.register_profile("nasdistill", deadline=None, print_blob=True)  # a busy machine is no fault
+settings.load_profile("nasdistill")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -624,7 +624,10 @@ def test_gradients_equal_a_plain_run_and_checkpointing():
     assert _hooks(model) == 0
     model.requires_grad_(False)  # a frozen trunk may run without gradients
     model.reentrant = True
-    with plan.capture(["hidden.0"]) as recorder, pytest.warns(UserWarning, match="None of the inputs have requires_grad"):
+    with (
+        plan.capture(["hidden.0"]) as recorder,
+        pytest.warns(UserWarning, match="None of the inputs have requires_grad"),
+    ):
         model(IMAGE)
     assert recorder.trace()["hidden.0"].shape == (3, 16, 16)
 
