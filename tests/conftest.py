@@ -15,14 +15,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from nasdistill.bridge import prepare_imports
 
 prepare_imports()  # tests import timm and torchvision directly
 torch.set_num_threads(1)
 
-settings.register_profile("nasdistill", deadline=None, print_blob=True)  # a busy machine is no fault
+# A busy machine is no fault.
+settings.register_profile(
+    "nasdistill", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
 settings.load_profile("nasdistill")
 
 

@@ -166,6 +166,7 @@ def digests(task):
     return found
 
 
+@pytest.mark.slow
 def test_batches_are_the_same_in_another_process(task):
     code = "import hashlib\nfrom nasdistill_tasks.image_classification import ImageClassification\n"
     code += inspect.getsource(digests) + "task = ImageClassification()\ntask.prepare()\nprint(*digests(task))"
