@@ -23,9 +23,7 @@ prepare_imports()  # tests import timm and torchvision directly
 torch.set_num_threads(1)
 
 # A busy machine is no fault.
-settings.register_profile(
-    "nasdistill", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
-)
+settings.register_profile("nasdistill", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 settings.load_profile("nasdistill")
 
 
