@@ -10,14 +10,40 @@ Nothing of it is kept on disk: a resumed run asks again, trial by trial, and get
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from nasdistill.search.study import Proposals
 from nasdistill.spec.architecture import Architecture
+
+
+class _Revisable(optuna.storages.InMemoryStorage):
+    """Trials whose values may change after they ended, which Optuna itself refuses.
+
+    A new study with the new values for each proposal would do as well, but takes a second for a few hundred trials.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._revised: dict[int, FrozenTrial] = {}
+
+    def revise(self, trial: FrozenTrial, values: Sequence[float]) -> None:
+        """From now on, hand out a finished trial with these values."""
+        if trial.values != list(values):
+            changed = copy.copy(trial)
+            changed.values = list(values)
+            self._revised[trial.number] = changed
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """Return the trials with their values of the moment."""
+        trials = [self._revised.get(trial.number, trial) for trial in super().get_all_trials(study_id, False, states)]
+        return copy.deepcopy(trials) if deepcopy else trials
 
 
 class Advice:
@@ -34,8 +60,11 @@ class Advice:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             # One sampler for the whole search: with a new one for every proposal, TPE would compare the parameters of
             # all trials anew each time, five times as long as all the rest after 250 trials.
+            self._trials = _Revisable()
             self._study = optuna.create_study(
-                directions=["minimize"] * objectives, sampler=proposals.sampler(0, ["minimize"] * objectives)
+                storage=self._trials,
+                directions=["minimize"] * objectives,
+                sampler=proposals.sampler(0, ["minimize"] * objectives),
             )
         self._meaning: dict[int, Architecture] = {}
 
@@ -53,9 +82,7 @@ class Advice:
                 state = TrialState.FAIL if found is None else TrialState.COMPLETE
                 self._study.tell(trial.number, found, state)
             elif trial.state == TrialState.COMPLETE and found is not None:
-                # This is the study's own object. Only its values change, and nobody else looks at this study;
-                # building it anew costs a second for a few hundred trials.
-                trial.values = list(found)
+                self._trials.revise(trial, found)
         own = set(self._meaning.values())
         for architecture, found in values.items():
             if architecture not in own:

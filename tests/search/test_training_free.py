@@ -322,6 +322,28 @@ def test_samplers_learn_from_the_values_they_are_given(sampler, tmp_path):
     assert sum(found[-20:]) > sum(found[:15]) * 20 / 15 + 20, "one more axis right, on average"
 
 
+def test_the_sampler_sees_the_values_of_the_moment(tmp_path):
+    """A rank within a growing pool changes for old trials too."""
+    proposals = Proposals(
+        f"sqlite:///{tmp_path}/study.db", {"digits8": Digits8(None)}, Host.load(third_party=False).create(
+            Kind.SAMPLER, "tpe", None), metric_names=["a", "b"], directions=["maximize", "minimize"], seed=0, trials=9,
+    )  # fmt: skip
+    advice = Advice(proposals, 2)
+    advice.tell({})
+    first, second = advice.ask(), advice.ask()
+    study = advice._study
+    for values in ({first: (1.0, 5.0), second: (2.0, 6.0)}, {first: (2.0, 5.0), second: (1.0, 6.0)}):
+        advice.tell(values)
+        for deep in (True, False):
+            assert [tuple(t.values) for t in study.get_trials(deepcopy=deep)] == [values[first], values[second]]
+    seen = study.get_trials()
+    seen[0].values = [9.0, 9.0]
+    assert study.get_trials()[0].values == [2.0, 5.0], "copies are copies"
+    advice.tell({first: (1.0, 5.0), second: (2.0, 6.0)})
+    assert [t.values for t in study.get_trials()] == [[1.0, 5.0], [2.0, 6.0]]
+    proposals.close()
+
+
 # ---- whole runs -----------------------------------------------------------------------------------------------------
 
 
