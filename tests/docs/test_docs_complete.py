@@ -49,9 +49,14 @@ def site(generated):
     }
 
 
-def rows(text: str) -> set[str]:
-    """The first cells of all tables, without their marks."""
-    return {cell.strip("` ").split("`")[0] for cell in re.findall(r"^\| (.*?) \|", text, re.MULTILINE)}
+def rows(text: str) -> list[str]:
+    """The first cells of all tables, without their marks, sorted; what is there twice comes twice."""
+    return sorted(cell.strip("` ").split("`")[0] for cell in re.findall(r"^\| (.*?) \|", text, re.MULTILINE))
+
+
+def tables(text: str) -> list[str]:
+    """The tables of a page."""
+    return re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
 
 
 def headings(text: str) -> list[str]:
@@ -133,8 +138,8 @@ def test_every_fixture_is_documented():
     from nasdistill import pytest_plugin
 
     source = inspect.getsource(pytest_plugin)
-    fixtures = set(re.findall(r"^@pytest\.fixture\ndef (\w+)", source, re.MULTILINE))
-    assert fixtures == set(re.findall(r"^``(\w+)``", pytest_plugin.__doc__ or "", re.MULTILINE))
+    fixtures = sorted(re.findall(r"^@pytest\.fixture\ndef (\w+)", source, re.MULTILINE))
+    assert fixtures == sorted(re.findall(r"^``(\w+)``", pytest_plugin.__doc__ or "", re.MULTILINE))
     text = (DOCS / "howto" / "plugins.md").read_text(encoding="utf-8")
     assert not [name for name in fixtures if f"`{name}`" not in text]
 
@@ -153,7 +158,7 @@ def test_every_component_has_a_section(kind, host, site):
         assert all(reference in section for reference in record.spec.references)
         assert record.spec.left_out in section
         model = host.options_model(kind, record.id)
-        assert set(model.model_fields if model else ()) <= rows(section)
+        assert set(model.model_fields if model else ()) <= set(rows(section))
 
 
 def test_every_tag_has_a_row_with_its_default_and_meaning(site):
@@ -232,12 +237,12 @@ def test_every_configuration_key_is_documented(site):
     schema = RunConfig.model_json_schema()
     wanted = keys(schema, schema["$defs"])
     assert {"search.trials", "objective.losses.weight.start", "plugins.disable"} <= wanted
-    found = set()
+    found = []
     for section in site["reference/config.md"].split("\n## ")[1:]:
         table = section.splitlines()[0].replace("[]", "")
         prefix = "" if table == "top level" else f"{table}."
-        found |= {f"{prefix}{name}" for name in rows(section)} - {f"{prefix}option", f"{prefix}---"}
-    assert found == wanted
+        found += [f"{prefix}{name}" for name in rows(section) if name not in ("option", "---")]
+    assert sorted(found) == sorted(wanted)
 
 
 def test_every_environment_variable_is_documented():
@@ -245,10 +250,11 @@ def test_every_environment_variable_is_documented():
     text = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
     ours = set(re.findall(r"NASDISTILL_[A-Z_]+", text)) - {"NASDISTILL_API"}  # an attribute of plugin modules
     others = set(re.findall(r"""environ(?:\.get\(|\[)["']([A-Z_]+)["']""", text)) - {"PYTHONHASHSEED"}  # of checks
-    documented = {
+    documented = sorted(
         name for cell in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE) for name in re.findall(r"\w+", cell)
-    }
-    assert ours | others <= documented
+    )
+    assert [name for name in documented if name.startswith("NASDISTILL_")] == sorted(ours), "each once"
+    assert others <= set(documented)
     assert not [name for name in documented if name not in text]
 
 
@@ -261,7 +267,15 @@ def test_exit_codes_are_those_of_the_errors():
         if isinstance(value, type) and issubclass(value, errors.NasdistillError)
     }
     assert documented == found
-    assert {str(code) for code in found.values()} <= rows(page)
+    assert {str(code) for code in found.values()} <= set(rows(page))
+
+
+def test_nothing_is_told_twice(site):
+    """No table of the reference has two rows of one name: the two would say different things one day."""
+    for page, text in site.items():
+        for table in tables(text) if page.startswith("reference/") else ():
+            names = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+            assert sorted(names) == sorted(set(names)), f"{page}: {table}"
 
 
 # -- checks, papers, links --------------------------------------------------------------------------------------------
