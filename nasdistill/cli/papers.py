@@ -76,7 +76,7 @@ def choose(every: Sequence[Realisation], words: Sequence[str]) -> list[Realisati
     Raises:
         UsageError: a number that no system has.
     """
-    if words and all(word.isdigit() for word in words):
+    if words and all(word.isdecimal() for word in words):
         from nasdistill.errors import UsageError
 
         wanted = {int(word) for word in words}

@@ -55,7 +55,7 @@ class NewPlugin:
             raise UsageError(f"{self.name!r} cannot be a plugin's name: {problem}", hint="Such as: my_proxy")
         if self.license not in LICENSES:
             raise UsageError(f"no license {self.license!r}; known: {', '.join(LICENSES)}")
-        if self.author and _AUTHOR.match(self.author) is None:
+        if self.author and (_AUTHOR.match(self.author) is None or not self.author.isprintable()):
             raise UsageError(f"author {self.author!r} is not of the form 'Name' or 'Name <address>'")
 
     @property

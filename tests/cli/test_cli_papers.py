@@ -79,6 +79,8 @@ def test_no_torch_is_loaded():
         (["dataset", "distillation"], [17, 45]),
         (["tokenizer"], [60]),
         (["codebook", "tokens"], []),
+        (["²"], []),  # a digit, but no number
+        (["٣٣"], [33]),
     ],
 )
 def test_searching(cli_here, words, numbers):

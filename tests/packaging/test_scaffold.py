@@ -134,6 +134,8 @@ def test_a_class_that_would_hide_what_it_needs_is_refused():
         (("acme", "--kind", "proxi"), "Did you mean 'proxy'"),
         (("acme", "--kind", "proxy", "--license", "wtfpl"), "known: apache-2.0, mit, bsd-3-clause, none"),
         (("acme", "--kind", "proxy", "--author", "<nobody@nowhere>"), "not of the form 'Name'"),
+        (("acme", "--kind", "proxy", "--author", "A\x07B"), r"author 'A\x07B' is not of the form 'Name'"),
+        (("acme", "--kind", "proxy", "--author", "A\u2028B"), r"author 'A\u2028B' is not of the form 'Name'"),
         (("acme", "--kind", "proxy", "--out", "full"), "full exists and is not an empty folder; nothing was written"),
         (("acme", "--kind", "proxy", "--out", "."), "nothing was written"),
     ],
