@@ -147,12 +147,11 @@ def spec(name: str, cls: type, **changes) -> ProxySpec:
 
 
 LACKING = (Requirement("no_such_package", "zoo[more]"),)
-SOUND = [spec("sound", Sound)]
+SOUND = [spec("sound", Sound), spec("absent", WantsMore, requires=LACKING)]
 BROKEN = [
     Broken("can_be_imported", spec("missing", Sound, target="zoo_common:NoSuchClass"), "NoSuchClass"),
     Broken("can_be_imported", spec("no_proxy", NotAProxy), "does not derive from Proxy"),
     Broken("can_be_imported", spec("unnamed_options", Shrinking), "does not name their model"),
-    Broken("can_be_imported", spec("absent", Sound, requires=LACKING), "zoo[more]"),
     Broken("can_be_created", spec("wants_more", WantsMore), "no licence found"),
     Broken("works", spec("raises", Raises), "ZeroDivisionError"),
     Broken("names_its_source", spec("sourceless", Sound, references=()), "references is empty"),

@@ -83,15 +83,17 @@ def _print(results: list[CheckResult]) -> None:
         count = Counter(item.status for item in found)
         bad = [item.check for item in found if not item.ok]
         known = [item.check for item in found if item.status == "xfailed"]
-        notes = [*bad, *(f"{name} (known)" for name in known)]
+        passed = count["passed"]
+        absent = [item.message for item in found] if count["skipped"] == len(found) else []
+        notes = [*bad, *(f"{name} (known)" for name in known), *absent]
         rows.append(
             (
-                kind.replace("_", " "), component, "FAILED" if bad else "ok", count["passed"], count["skipped"],
-                f"{sum(item.seconds for item in found):.1f}", ", ".join(dict.fromkeys(notes)),
+                kind.replace("_", " "), component, "FAILED" if bad else "skipped" if absent else "ok", passed,
+                count["skipped"], f"{sum(item.seconds for item in found):.1f}", ", ".join(dict.fromkeys(notes)),
             )
         )  # fmt: skip
     output.print_table(
-        ("kind", "component", "result", "passed", "skipped", "seconds", "fails"),
+        ("kind", "component", "result", "passed", "skipped", "seconds", "why"),
         rows,
         right=("passed", "skipped", "seconds"),
     )

@@ -12,7 +12,7 @@ from nasdistill.errors import NasdistillError, UsageError, did_you_mean, one_lin
 from nasdistill.host import ComponentRecord, Host
 from nasdistill.interfaces.base import Example
 from nasdistill.spec.component import Kind
-from nasdistill.testing.registry import Check, CheckFailed, CheckSkipped, checks_of, skip_test
+from nasdistill.testing.registry import Check, CheckFailed, CheckSkipped, ComponentSkipped, checks_of, skip_test
 from nasdistill.testing.results import CheckResult, Status
 from nasdistill.testing.subject import Subject
 
@@ -23,16 +23,27 @@ class _Gate:
 
     checks: Sequence[Check]
     results: dict[str, tuple[Status, str]] = field(default_factory=dict)
+    absent: str = ""
+
+    def result(self, gate: Check, subject: Subject) -> tuple[Status, str]:
+        """Return what a gate says."""
+        if gate.name not in self.results:
+            try:
+                self.results[gate.name] = _attempt(gate, subject)
+            except ComponentSkipped as reason:
+                self.absent = str(reason)
+                self.results[gate.name] = "skipped", self.absent
+        return self.results[gate.name]
 
     def closed(self, subject: Subject, before: Check) -> str:
-        """Return the name of the first gate before `before` that failed; empty when all are open."""
+        """Return why the first gate before `before` that is closed leaves nothing to say; empty when all are open."""
         for gate in self.checks:
             if gate.name == before.name:
                 break
-            if gate.name not in self.results:
-                self.results[gate.name] = _attempt(gate, subject)
-            if self.results[gate.name][0] == "failed":
-                return gate.name
+            if self.result(gate, subject)[0] == "failed":
+                return f"{gate.name} fails, which says it all"
+            if self.absent:
+                return self.absent
         return ""
 
 
@@ -72,13 +83,11 @@ class BoundCheck:
         status: Status
         closed = self.gate.closed(self.subject, self.check)
         if closed:
-            status, message = "skipped", f"{closed} fails, which says it all"
-        elif self.check.gate and self.check.name in self.gate.results:
-            status, message = self.gate.results[self.check.name]
+            status, message = "skipped", closed
+        elif self.check.gate:
+            status, message = self.gate.result(self.check, self.subject)
         else:
             status, message = _attempt(self.check, self.subject)
-            if self.check.gate:
-                self.gate.results[self.check.name] = status, message
         if self.expected and status == "failed":
             status, message = "xfailed", self.expected
         elif self.expected and status == "passed":
@@ -113,9 +122,11 @@ def _one_thread() -> Iterator[None]:
 
 
 def _attempt(check: Check, subject: Subject) -> tuple[Status, str]:
-    """Run one check; what a component raises is its failure."""
+    """Run one check; what a component raises is its failure. Raises ComponentSkipped, which a gate may say."""
     try:
         check.run(subject)
+    except ComponentSkipped:
+        raise
     except CheckSkipped as reason:
         return "skipped", str(reason)
     except CheckFailed as failure:

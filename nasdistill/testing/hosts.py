@@ -14,7 +14,7 @@ from nasdistill.spec.component import ComponentSpec, Kind
 def isolated_host(*specs: ComponentSpec, plugin: str = "local", strict: bool = True) -> Host:
     """Return a host of its own with the bundled plugins and one plugin made of `specs`.
 
-    Installed third-party plugins and the environment's switches for them play no part.
+    Installed third-party plugins play no part, and neither do the switches of the environment and the user's file.
 
     Args:
         specs: the components of the plugin; none makes no plugin.
@@ -24,7 +24,7 @@ def isolated_host(*specs: ComponentSpec, plugin: str = "local", strict: bool = T
     Raises:
         PluginError: a spec is malformed, or a name is taken twice.
     """
-    host = Host.load(third_party=False, strict=strict)
+    host = Host.load(third_party=False, environment=False, strict=strict)
     if specs:
         host.add(plugin_of(specs), plugin)
     return host

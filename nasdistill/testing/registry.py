@@ -32,6 +32,10 @@ class CheckSkipped(Exception):
     """A check does not apply; the text says why."""
 
 
+class ComponentSkipped(CheckSkipped):
+    """Nothing of this component can be tried here, whatever the check; the text says why, and what to do."""
+
+
 def fail(text: str) -> NoReturn:
     """Report that the rule is broken: say what was done, what was expected and what was seen."""
     raise CheckFailed(text)
@@ -40,6 +44,11 @@ def fail(text: str) -> NoReturn:
 def skip(text: str) -> NoReturn:
     """Report that the check does not apply to this component."""
     raise CheckSkipped(text)
+
+
+def skip_component(text: str) -> NoReturn:
+    """Report, from a gate, that nothing of the component can be tried here: all checks after it are skipped, too."""
+    raise ComponentSkipped(text)
 
 
 def skip_test(reason: str) -> NoReturn:

@@ -188,10 +188,18 @@ def test_what_a_plugin_does_when_it_is_listed_is_seen(tmp_path, monkeypatch, nam
     assert says in found["imports_light"]
 
 
-def test_a_package_that_is_not_here_is_seen(tmp_path, monkeypatch):
-    found = checked(tmp_path, monkeypatch, "lacking", requires='(Requirement("no_such_thing", "acme[all]"),)')
-    assert list(found) == ["can_be_imported"]
-    assert "acme[all] brings it" in found["can_be_imported"]
+def test_a_component_that_lacks_a_package_is_skipped_and_says_what_to_install(tmp_path, monkeypatch, nasdistill_cli):
+    requires = '(Requirement("no_such_thing", "acme[all]"),)'
+    assert checked(tmp_path, monkeypatch, "lacking", requires=requires) == {}
+    results = check_component("lacking:mine", host=Host.load(only=["lacking"]), thorough=True)
+    assert len(results) > 20
+    assert {(item.status, item.message) for item in results} == {
+        ("skipped", "no_such_thing is not installed here: pip install 'acme[all]'")
+    }
+    done = nasdistill_cli("plugins", "check", "lacking:mine")
+    assert done.code == 0
+    assert "skipped" in done.stdout
+    assert "pip install 'acme[all]'" in done.stdout
 
 
 def test_an_empty_plugin_says_nothing_to_check(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from typing import Any
 from nasdistill.errors import ConfigError, NasdistillError
 from nasdistill.spec.component import Kind
 from nasdistill.spec.options import ComponentOptions, parse_options
-from nasdistill.testing.registry import Exercise, check, exercise_of, fail
+from nasdistill.testing.registry import Exercise, check, exercise_of, fail, skip_component
 from nasdistill.testing.state import ProcessState, same
 from nasdistill.testing.subject import Subject
 
@@ -40,10 +40,15 @@ def has_options(subject: Subject) -> bool:
 
 @check(None, gate=True, per_example=False, hint="Check the spec's target, and what the module imports.")
 def can_be_imported(subject: Subject) -> None:
-    """A component's target imports and derives from its kind's interface, with nothing abstract left."""
+    """A component's target imports and derives from its kind's interface, with nothing abstract left.
+
+    Nothing is said of a component that declares a package which is not installed.
+    """
     lacking = subject.host.missing(subject.kind, subject.id)
     if lacking:
-        fail(f"{', '.join(item.module for item in lacking)} is not installed here; {lacking[0].extra} brings it")
+        skip_component(
+            f"{', '.join(item.module for item in lacking)} is not installed here: pip install '{lacking[0].extra}'"
+        )
     found = subject.load()
     stated, actual = subject.spec.options, getattr(found, "options_model", None)
     if stated is not None and actual is not subject.host.options_model(subject.kind, subject.id):
