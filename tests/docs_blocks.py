@@ -74,8 +74,9 @@ def blocks(path: Path) -> list[Block]:
 
 
 def pages() -> list[Path]:
-    """Return every page that is written by hand, the README included."""
-    return [ROOT / "README.md", *sorted(path for path in DOCS.rglob("*.md"))]
+    """Return every page that is written by hand: the site's, and those that are read beside the code."""
+    beside = ("README.md", "CONTRIBUTING.md", "examples/third_party_plugin/README.md")
+    return [*(ROOT / name for name in beside), *sorted(DOCS.rglob("*.md"))]
 
 
 def run_page(path: Path, folder: Path, *, search: str = TINY, replace: dict[str, str] | None = None) -> None:

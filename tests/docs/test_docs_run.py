@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,11 +15,16 @@ from fake_distributions import write_distribution
 
 HOWTO = sorted(path for path in (DOCS / "howto").glob("*.md") if blocks(path))
 GUIDES = sorted(path for path in (DOCS / "guides").glob("*.md") if blocks(path))
-PAGES_ELSEWHERE = {"README.md", "docs/tutorial.md", "docs/index.md"}
+EXAMPLE = ROOT / "examples" / "third_party_plugin"
+PAGES_ELSEWHERE = {
+    "README.md", "CONTRIBUTING.md", "examples/third_party_plugin/README.md", "docs/tutorial.md", "docs/index.md",
+}  # fmt: skip
 """Pages that a test of their own runs."""
 
 NOT_RUN = {
     "README.md": 2,
+    "CONTRIBUTING.md": 1,
+    "examples/third_party_plugin/README.md": 2,
     "docs/index.md": 1,
 }
 """Page -> how many of its blocks are marked as not run, each with its reason."""
@@ -123,6 +130,39 @@ def test_the_tutorial(empty_desk):
 @pytest.mark.slow
 def test_the_front_page(desk):
     run_page(DOCS / "index.md", desk)
+
+
+def test_what_contributors_read(empty_desk):
+    run_page(ROOT / "CONTRIBUTING.md", empty_desk)
+
+
+@pytest.fixture
+def example(empty_desk, monkeypatch):
+    """An empty working directory, with the example package installed."""
+
+    def loaded():
+        return [name for name in sys.modules if name.partition(".")[0] == "nasdistill_acme"]
+
+    for name in loaded():
+        monkeypatch.delitem(sys.modules, name)  # the guides' package has the name too
+    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    site, entries = empty_desk / "site", project["entry-points"]["nasdistill"]
+    write_distribution(site, project["name"], version=project["version"], modules={}, entries=entries)
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.syspath_prepend(EXAMPLE / "src")
+    yield empty_desk
+    for name in loaded():
+        del sys.modules[name]
+
+
+@pytest.mark.slow
+def test_the_example_packages_readme(example):
+    replace = {" --thorough": "", "search search.toml": "search search.toml --teacher timm:test_resnet"}
+    found = "".join(block.code for block in blocks(EXAMPLE / "README.md"))
+    assert all(old in found for old in replace)
+    run_page(EXAMPLE / "README.md", example, replace=replace)
+    result = json.loads((example / "runs" / "acme" / "result.json").read_text(encoding="utf-8"))
+    assert "gradsign" in result["proxies"]
 
 
 @pytest.mark.slow
