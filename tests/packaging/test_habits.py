@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -66,3 +67,12 @@ def test_hooks_run_what_the_gate_runs():
     for tool in ("ruff check", "ruff format", "mypy", "lint-imports"):
         assert tool in hooks
         assert tool.split()[0] in gate
+
+
+def test_the_source_distribution_has_everything():
+    """Its own tests read nearly all of it."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no checkout")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    included = {*PYPROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]["include"], "pyproject.toml", ".gitignore"}
+    assert {name.partition("/")[0] for name in listed.splitlines()} == included
