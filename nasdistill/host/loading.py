@@ -71,8 +71,8 @@ class Loader:
             if other is not None and other.state != "disabled":
                 origin = f"{other.distribution} {other.version}".strip()
                 raise Refusal(f"{origin} has a plugin of that name already, and the first one counts")
+            stage = Stage.IMPORT
             with time_limit(0.0 if source.bundled else self._seconds) as check_time:
-                stage = Stage.IMPORT
                 with self._overhearing(source, stage):
                     plugin = source.load() if plugin is None else plugin
                 check_time()

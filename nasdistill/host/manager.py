@@ -17,10 +17,9 @@ from nasdistill.errors import (
     UnknownComponentError,
     UsageError,
     did_you_mean,
-    one_line,
 )
 from nasdistill.host.discovery import PluginSource, bundled_sources, file_source, third_party_sources
-from nasdistill.host.importing import check_interface, import_target, installed
+from nasdistill.host.importing import ISOLATED, cause, check_interface, import_target, installed
 from nasdistill.host.loading import Loader
 from nasdistill.host.onefile import OneOffFile
 from nasdistill.host.problems import PluginProblem, Stage
@@ -45,6 +44,7 @@ class _Builds(Protocol):
         only: Iterable[str] | None = None,
         files: Iterable[str | os.PathLike[str] | OneOffFile] = (),
         user_settings: bool | None = None,
+        environment: bool = True,
         strict: bool | None = None,
     ) -> Host: ...
 
@@ -105,6 +105,7 @@ class Host:
         only: Iterable[str] | None = None,
         files: Iterable[str | os.PathLike[str] | OneOffFile] = (),
         user_settings: bool | None = None,
+        environment: bool = True,
         strict: bool | None = None,
     ) -> Host:
         """Return a host with the bundled plugins, the installed third-party ones, and plugins of one file.
@@ -119,6 +120,7 @@ class Host:
                 reads ``NASDISTILL_PLUGINS`` (comma-separated), and means all when that is not set.
             files: Python files with hooks and components, each a plugin named after its file.
             user_settings: heed the user's ``plugins.toml``; None does with `third_party`.
+            environment: heed the two environment variables.
             strict: raise at the first problem; None reads ``NASDISTILL_STRICT_PLUGINS`` (``1``).
 
         Raises:
@@ -128,7 +130,9 @@ class Host:
         read = {file.path: file for file in (f if isinstance(f, OneOffFile) else OneOffFile.read(f) for f in files)}
         host = cls(strict=os.environ.get(ENV_STRICT, "") == "1" if strict is None else strict)
         loader = host._loader
-        switches = Switches.collect(disable, only, user=third_party if user_settings is None else user_settings)
+        switches = Switches.collect(
+            disable, only, user=third_party if user_settings is None else user_settings, environment=environment
+        )
         if switches.notice:
             host.notices.append(switches.notice)
 
@@ -322,8 +326,8 @@ class Host:
             instance = found(options, host=self, **context)
         except NasdistillError:
             raise
-        except Exception as error:
-            raise BrokenComponentError(f"{identifier} could not be created: {one_line(error)}") from error
+        except ISOLATED as error:
+            raise BrokenComponentError(f"{identifier} could not be created: {cause(error)}") from error
         instance.id = identifier
         return instance
 

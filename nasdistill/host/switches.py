@@ -64,10 +64,17 @@ class Switches:
     notice: str = ""
 
     @classmethod
-    def collect(cls, disable: Iterable[str] = (), only: Iterable[str] | None = None, *, user: bool = True) -> Switches:
-        """Return the switches of this moment: the arguments, the environment and, with `user`, the user's file."""
+    def collect(
+        cls,
+        disable: Iterable[str] = (),
+        only: Iterable[str] | None = None,
+        *,
+        user: bool = True,
+        environment: bool = True,
+    ) -> Switches:
+        """Return the switches of this moment: the arguments, the environment and the user's file, where these count."""
         only_by = ENV_ONLY if only is None else "only="
-        if only is None and ENV_ONLY in os.environ:
+        if only is None and environment and ENV_ONLY in os.environ:
             only = split_names(os.environ[ENV_ONLY])
         names: tuple[str, ...] = ()
         notice = ""
@@ -76,8 +83,8 @@ class Switches:
                 names = read_user_file()
             except UsageError as error:
                 notice = f"{error.message}, so it disables nothing. {error.hint}"
-        environment = split_names(os.environ.get(ENV_DISABLE, ""))
-        return cls(tuple(disable), environment, None if only is None else tuple(only), only_by, names, notice)
+        out = split_names(os.environ.get(ENV_DISABLE, "")) if environment else ()
+        return cls(tuple(disable), out, None if only is None else tuple(only), only_by, names, notice)
 
     def disabled_by(self, names: Iterable[str], *, bundled: bool = False, one_off: bool = False) -> str:
         """Return the switch that disables a plugin, empty when none does.
@@ -115,7 +122,10 @@ class Switches:
         """Return arguments of :meth:`nasdistill.host.Host.load` that say the same in another process, later."""
         bundled = {name_key(source.name) for source in bundled_sources()}
         user = (name for name in self.user if self.only is None or name_key(name) in bundled)
-        return {"disable": (*self.disable, *self.environment, *user), "only": self.only, "user_settings": False}
+        return {
+            "disable": (*self.disable, *self.environment, *user), "only": self.only, "user_settings": False,
+            "environment": False,
+        }  # fmt: skip
 
 
 # -- the user's file --------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import types
 from pathlib import Path
 
 import pytest
-from fake_distributions import PROXY_PARTS, write_distribution, write_proxy_plugin
+from fake_distributions import PROXY_PARTS, PROXY_PLUGIN, write_distribution, write_proxy_plugin
 
 from nasdistill import hookimpl
 from nasdistill.errors import (
@@ -292,3 +292,11 @@ print(",".join(heavy))
 def test_loading_the_host_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", LOADING], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_a_constructor_that_ends_the_process_is_a_broken_component(site: Path):
+    parts = PROXY_PARTS + "    def __init__(self, options=None, *, host=None):\n        raise SystemExit('no gpu')\n"
+    modules = {"q_module": PROXY_PLUGIN.format(component="quitter", module="q_module"), "q_module_parts": parts}
+    write_distribution(site, "q-dist", modules=modules, entries={"q": "q_module"})
+    with pytest.raises(BrokenComponentError, match=r"q:quitter could not be created: it called sys.exit\('no gpu'\)"):
+        Host.load().create(Kind.PROXY, "quitter")

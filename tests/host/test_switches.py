@@ -19,6 +19,7 @@ from nasdistill.host.switches import (
     write_user_file,
 )
 from nasdistill.spec.component import Kind
+from nasdistill.testing import isolated_host
 
 IMPORTED = "raise RuntimeError('imported')"
 
@@ -210,3 +211,16 @@ def test_a_host_without_third_parties_heeds_no_user(site: Path):
     write_user_file(["proxies"])
     assert Host.load(third_party=False).specs(Kind.PROXY)
     assert not Host.load(third_party=False, user_settings=True).specs(Kind.PROXY)
+
+
+def test_a_host_may_be_loaded_without_the_environment(site: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("aa", "bb"):
+        write_proxy_plugin(site, name, f"proxy_{name}")
+    monkeypatch.setenv("NASDISTILL_DISABLE_PLUGINS", "aa,proxies")
+    monkeypatch.setenv("NASDISTILL_PLUGINS", "bb")
+    host = Host.load(environment=False)
+    assert states(host) == {"aa": "loaded", "bb": "loaded"}
+    assert host.specs(Kind.PROXY)
+    write_user_file(["losses"])
+    isolated = isolated_host()
+    assert {plugin.state for plugin in isolated.plugins()} == {"loaded"}

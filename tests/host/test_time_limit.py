@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -139,3 +141,20 @@ def test_the_setting(monkeypatch: pytest.MonkeyPatch, text: str, seconds: float,
     assert found == seconds
     assert (repr(text.strip()) in notice) is wrong
     assert Host.load(third_party=False).notices == ([notice] if wrong else [])
+
+
+def test_a_limit_that_is_reached_before_the_import_is_no_clash_of_names(site: Path, monkeypatch: pytest.MonkeyPatch):
+    write_proxy_plugin(site, "unlucky", "fine")
+
+    @contextlib.contextmanager
+    def over(seconds: float) -> Iterator[None]:
+        if seconds:
+            raise TimeLimitReached
+        yield lambda: None
+
+    monkeypatch.setattr("nasdistill.host.loading.time_limit", over)
+    host = Host.load()
+    [problem] = host.problems
+    assert problem.stage is Stage.IMPORT
+    assert problem.hint.startswith("Go on without it: nasdistill plugins disable unlucky")
+    assert host.plugin("unlucky").state == "broken"
