@@ -1,4 +1,4 @@
-"""Atomic writes and content hashes: a reader sees the old file or the new one, never half of it."""
+"""Atomic writes and content hashes: a reader sees the old file or folder or the new one, never half of it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from nasdistill.errors import UsageError, one_line
 
 
 def cache_folder() -> Path:
@@ -59,14 +62,64 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
-        # mkstemp makes files private; give the file the permissions an ordinary open() would have given it.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files private
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def free_folder(path: Path, *, hint: str = "Choose another one.") -> Path:
+    """Return where a folder is that may be written as a whole: missing or empty, and nobody's working directory.
+
+    Args:
+        path: the folder.
+        hint: what to do where it is not free.
+
+    Raises:
+        UsageError: it is not; says why.
+    """
+    try:
+        folder = path.resolve()
+        working = folder == Path.cwd()
+    except (OSError, RuntimeError) as error:  # links in a circle
+        raise UsageError(f"{path} is no place for a folder: {one_line(error)}", hint=hint) from None
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{path} exists and is not an empty folder; nothing was written", hint=hint)
+    if working:  # whoever is in it would be left in a folder that is gone
+        raise UsageError(
+            f"{path} is the working directory, whose place the new folder would take; nothing was written",
+            hint="Name a folder in it.",
+        )
+    return folder
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on success it takes the name, on an error it is removed.
+
+    Args:
+        path: missing or empty (see :func:`free_folder`).
+
+    Raises:
+        OSError: the folder above cannot be written to, or the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes folders private
+        temporary.replace(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _umask() -> int:
+    """Return the permissions that new files and folders are not given."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
 
 
 def write_text(path: Path, text: str) -> None:

@@ -53,3 +53,21 @@ def seeded(root: int, *names: str | int) -> Iterator[None]:
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)
+
+
+@contextlib.contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """Run a block with so many of torch's CPU threads and put the old number back.
+
+    Sums are split over the threads: with one thread they have one order, and results do not depend on the machine.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        if before != number:
+            torch.set_num_threads(number)
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)

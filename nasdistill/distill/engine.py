@@ -25,7 +25,7 @@ from nasdistill.distill.checkpoint import read_checkpoint, restore, save_checkpo
 from nasdistill.distill.evaluation import evaluate, kept_modes
 from nasdistill.distill.objective import Objective
 from nasdistill.distill.optim import averaged, build_optimizer, learning_rate, parameter_groups
-from nasdistill.distill.placement import available_precision, placed, shard, threads
+from nasdistill.distill.placement import available_precision, placed, shard
 from nasdistill.distill.teaching import Teaching, train_batches
 from nasdistill.errors import TrialFailure, UsageError
 from nasdistill.files import content_hash
@@ -35,7 +35,7 @@ from nasdistill.interfaces.loss import Terms
 from nasdistill.interfaces.signals import Signal, Trace
 from nasdistill.interfaces.task import Evaluation, Task
 from nasdistill.interfaces.teacher import TeacherSession
-from nasdistill.seeds import seeded, torch_generator
+from nasdistill.seeds import seeded, torch_generator, torch_threads
 from nasdistill.spec.config import ObjectiveConfig, TrainingConfig
 from nasdistill.trace import SitePlan, even_layer_map, trace_model
 
@@ -155,7 +155,7 @@ def train(
     precision, note = available_precision(device, training.precision)
     home = next((parameter.device for parameter in student.parameters()), torch.device("cpu"))
     with contextlib.ExitStack() as stack:
-        stack.enter_context(threads(training.threads))
+        stack.enter_context(torch_threads(training.threads))
         accelerator = stack.enter_context(placed(device, precision))
         stack.enter_context(kept_modes(student))
         stack.enter_context(torch.enable_grad())

@@ -90,14 +90,3 @@ def shard_rows(rows: int, batch_size: int, accelerator: Accelerator) -> int:
         return len(range(rank, size, world)) if size >= world else size
 
     return full * share(batch_size) + share(rest)
-
-
-@contextlib.contextmanager
-def threads(number: int) -> Iterator[None]:
-    """Use so many CPU threads inside the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -11,12 +11,12 @@ import torch
 from accelerate import Accelerator
 
 from nasdistill.distill.cache import EpochCache, TeacherCache, settled
-from nasdistill.distill.placement import available_precision, placed, shard, shard_rows, threads
+from nasdistill.distill.placement import available_precision, placed, shard, shard_rows
 from nasdistill.interfaces.batch import Batch, StepInfo
 from nasdistill.interfaces.signals import ModelGeometry, Site, Trace
 from nasdistill.interfaces.task import Task
 from nasdistill.interfaces.teacher import TeacherSession
-from nasdistill.seeds import seeded
+from nasdistill.seeds import seeded, torch_threads
 from nasdistill.spec.config import TrainingConfig
 from nasdistill.trace import ModelTracer, make_tracer
 
@@ -128,7 +128,7 @@ def fill_cache(
     """
     precision, _ = available_precision(device, training.precision)
     done = 0
-    with threads(training.threads), placed(device, precision) as accelerator:
+    with torch_threads(training.threads), placed(device, precision) as accelerator:
         teaching = Teaching(teacher, task, training, accelerator, cache, data_seed)
         teaching.sites = sites
         for epoch in range(start_epoch, start_epoch + epochs):

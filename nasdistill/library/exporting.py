@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nasdistill.errors import NasdistillError, TrialFailure, UsageError, one_line
-from nasdistill.files import file_hash, write_json
+from nasdistill.errors import NasdistillError, TrialFailure, one_line
+from nasdistill.files import atomic_folder, file_hash, free_folder, write_json
 from nasdistill.host import Host
 from nasdistill.interfaces import Exporter, ExportRequest
 from nasdistill.seeds import torch_generator
@@ -29,24 +26,10 @@ def export_student(
 ) -> dict[str, Any]:
     """Write a student; see :meth:`nasdistill.library.Student.export`."""
     exporter: Exporter = host.create(Kind.EXPORTER, to, options)
-    given = folder
-    try:
-        folder = folder.resolve()
-        working = folder == Path.cwd()
-    except (OSError, RuntimeError) as error:  # links in a circle
-        raise UsageError(f"{given} is no place for a folder: {one_line(error)}", hint="Choose another one.") from None
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{given} exists and is not an empty folder; nothing was written", hint="Choose another one.")
-    if working:  # whoever is in it would be left in a folder that is gone
-        raise UsageError(
-            f"{given} is the working directory, and an export takes the place of its folder; nothing was written",
-            hint="Name a folder in it, or call this from elsewhere.",
-        )
+    place = free_folder(folder)
     space = student.space()
     model = student.model()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-    try:
+    with atomic_folder(place) as temporary:
         request = ExportRequest(
             model, student.architecture, student.io, example_inputs(student.io), student.provenance, temporary, space,
             student.id,
@@ -67,14 +50,7 @@ def export_student(
             **facts,
         }
         write_json(temporary / "export.json", record)
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)  # mkdtemp makes folders private
-        temporary.replace(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return {"folder": str(given), **record}
+    return {"folder": str(folder), **record}
 
 
 def example_inputs(io: IOSpec) -> tuple[Tensor, ...]:

@@ -42,12 +42,11 @@ from statistics import NormalDist
 from typing import Literal, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from nasdistill.interfaces.target import Prepared
 from nasdistill.measure.stats import Interval, drift, median_interval, paired_ratios, quantiles, reference_weights
-from nasdistill.seeds import derive_seed
+from nasdistill.seeds import derive_seed, torch_threads
 from nasdistill.spec.measurement import Budget, Latency
 
 PROTOCOL_VERSION = 1
@@ -465,15 +464,12 @@ def _item(name: str, prepared: Prepared, tick_ns: int) -> _Item:
 @contextlib.contextmanager
 def measuring(threads: int = 1) -> Iterator[None]:
     """Turn the garbage collector off and give torch `threads` threads; both are as found afterwards."""
-    collecting, before = gc.isenabled(), torch.get_num_threads()
+    collecting = gc.isenabled()
     gc.disable()
     try:
-        if before != threads:
-            torch.set_num_threads(threads)
-        yield
+        with torch_threads(threads):
+            yield
     finally:
-        if torch.get_num_threads() != before:
-            torch.set_num_threads(before)
         if collecting:
             gc.enable()
 

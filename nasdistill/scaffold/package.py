@@ -6,17 +6,15 @@ import ast
 import datetime
 import functools
 import keyword
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 from nasdistill._version import __version__
-from nasdistill.errors import UsageError, one_line
+from nasdistill.errors import UsageError
+from nasdistill.files import atomic_folder, free_folder
 from nasdistill.host.bundled import BUNDLED, plugin_name
 from nasdistill.scaffold.kinds import KindFacts
 from nasdistill.spec.component import NAME_PATTERN, Kind
@@ -102,6 +100,8 @@ def _name_problem(name: str) -> str:
         return f"it has {len(name)} letters, more than {LONGEST_NAME}"
     if name in {plugin_name(module) for module in BUNDLED}:
         return "a plugin that comes with nasdistill is called so"
+    if name == "contract":
+        return "tests/test_contract.py is the test of the contract"
     if name.startswith("nasdistill"):
         return "the package is called nasdistill-NAME anyway, so leave nasdistill out"
     return ""
@@ -139,6 +139,7 @@ def render(plugin: NewPlugin) -> dict[str, str]:
         f"src/{plugin.package}/__init__.py": "init.py.j2",
         plugin.source: f"components/{facts.kind.value}.py.j2",
         "tests/test_contract.py": "test_contract.py.j2",
+        f"tests/test_{plugin.name}.py": f"tests/{facts.kind.value}.py.j2",
     }
     if LICENSES[plugin.license]:
         templates["LICENSE"] = f"licenses/{plugin.license}.txt.j2"
@@ -156,30 +157,11 @@ def write(files: Mapping[str, str], folder: Path) -> None:
         UsageError: the folder exists and is not empty, or is the working directory.
         OSError: it cannot be written.
     """
-    shown = folder
-    try:
-        folder = folder.resolve()
-        working = folder == Path.cwd()
-    except (OSError, RuntimeError) as error:  # links in a circle
-        raise UsageError(f"{shown} is no place for a folder: {one_line(error)}") from None
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{shown} exists and is not an empty folder; nothing was written", hint="Choose --out.")
-    if working:  # whoever is in it would be left in a folder that is gone
-        raise UsageError(f"{shown} is the working directory; nothing was written", hint="Name a folder in it.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-    try:
+    with atomic_folder(free_folder(folder, hint="Choose --out.")) as temporary:
         for name, content in files.items():
             path = temporary / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content, encoding="utf-8", newline="\n")
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)  # mkdtemp makes folders private
-        temporary.replace(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def _check_names(plugin: NewPlugin, source: str) -> None:
@@ -193,7 +175,7 @@ def _check_names(plugin: NewPlugin, source: str) -> None:
     taken = sorted(imported & defined)
     if taken:
         raise UsageError(
-            f"{plugin.name!r} cannot be the name of a {plugin.facts.label}: its class would be called {taken[0]}, "
+            f"{plugin.name!r} cannot be the name of this {plugin.facts.label}: its class would be called {taken[0]}, "
             "which it has to import",
             hint="Choose another name.",
         )

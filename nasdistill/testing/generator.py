@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from nasdistill.errors import NasdistillError, UsageError, did_you_mean, one_line
 from nasdistill.host import ComponentRecord, Host
 from nasdistill.interfaces.base import Example
+from nasdistill.seeds import torch_threads
 from nasdistill.spec.component import Kind
 from nasdistill.testing.registry import Check, CheckFailed, CheckSkipped, ComponentSkipped, checks_of, skip_test
 from nasdistill.testing.results import CheckResult, Status
@@ -70,7 +70,7 @@ class BoundCheck:
     def run(self) -> CheckResult:
         """Run the check and return what came out; nothing but an interrupt is raised."""
         start = time.perf_counter()
-        with _one_thread():
+        with torch_threads(1):  # the networks are tiny, and results do not depend on the machine then
             status, message = self._outcome()
         return CheckResult(
             component=self.subject.id, kind=self.subject.kind.value, check=self.check.name,
@@ -106,19 +106,6 @@ class BoundCheck:
             raise AssertionError(str(result))
         if result.status in ("skipped", "xfailed"):
             skip_test(result.message)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let torch use one thread: the networks are tiny, and results do not depend on the machine then."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _attempt(check: Check, subject: Subject) -> tuple[Status, str]:

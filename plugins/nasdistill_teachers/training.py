@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from nasdistill.errors import NasdistillError
 from nasdistill.interfaces.task import Split, Task
-from nasdistill.seeds import seeded
+from nasdistill.seeds import seeded, torch_threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def train(model: nn.Module, task: Task, plan: SupervisedPlan, say: Callable[[str
     rising = max(1, round(plan.warmup * total))
     average = copy.deepcopy(model)
     step, begin = 0, time.perf_counter()
-    with _one_thread(), seeded(plan.seed, "supervised training"), torch.enable_grad():
+    with torch_threads(1), seeded(plan.seed, "supervised training"), torch.enable_grad():
         for epoch in range(plan.epochs):
             model.train()
             for batch in task.batches("train", batch_size=plan.batch_size, epoch=epoch, seed=plan.seed, train=True):
@@ -106,7 +106,7 @@ def train(model: nn.Module, task: Task, plan: SupervisedPlan, say: Callable[[str
 
 def accuracy(model: nn.Module, task: Task, split: Split) -> float:
     """Return the task's score of `model` (in eval mode) on a split."""
-    with torch.no_grad(), _one_thread():
+    with torch.no_grad(), torch_threads(1):
         pairs = [(task.forward(model, batch), batch.labels) for batch in task.batches(split, batch_size=256)]
     labels = torch.cat([label for _, label in pairs if label is not None])
     return task.score(torch.cat([output for output, _ in pairs]), labels)
@@ -149,14 +149,3 @@ def _follow(average: nn.Module, model: nn.Module, decay: float) -> None:
             old.lerp_(new, 1 - decay)
         else:
             old.copy_(new)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on one CPU thread and put the old number back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

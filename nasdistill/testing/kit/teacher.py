@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from nasdistill.seeds import torch_generator
+from nasdistill.seeds import torch_generator, torch_threads
 from nasdistill.testing.kit.models import SmallResNet, built, call, digits, digits_loss
 
 TRAINING, EPOCHS, BATCH_SIZE = 1200, 6, 64
@@ -34,23 +34,18 @@ def accuracy(model: nn.Module, start: int = TRAINING, end: int = 1797) -> float:
 
 @cache
 def _trained() -> nn.Module:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums then have one order, and the weights are the same everywhere on a machine
-    try:
-        with torch.enable_grad():
-            model = built(SmallResNet).train()
-            steps = EPOCHS * -(-TRAINING // BATCH_SIZE)
-            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps)
-            everything, generator = digits(TRAINING), torch_generator(0, "tiny teacher")
-            for _ in range(EPOCHS):
-                for rows in torch.split(torch.randperm(TRAINING, generator=generator), BATCH_SIZE):
-                    batch = everything.select(rows)
-                    loss = digits_loss(call(model, batch), batch)
-                    optimizer.zero_grad()
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    optimizer.step()
-                    schedule.step()
-            return model.eval().requires_grad_(False)
-    finally:
-        torch.set_num_threads(threads)
+    with torch_threads(1), torch.enable_grad():  # the weights are the same everywhere on a machine
+        model = built(SmallResNet).train()
+        steps = EPOCHS * -(-TRAINING // BATCH_SIZE)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps)
+        everything, generator = digits(TRAINING), torch_generator(0, "tiny teacher")
+        for _ in range(EPOCHS):
+            for rows in torch.split(torch.randperm(TRAINING, generator=generator), BATCH_SIZE):
+                batch = everything.select(rows)
+                loss = digits_loss(call(model, batch), batch)
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                schedule.step()
+        return model.eval().requires_grad_(False)
