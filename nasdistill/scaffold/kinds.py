@@ -50,7 +50,7 @@ class KindFacts:
     @property
     def label(self) -> str:
         """The kind in words."""
-        return self.kind.value.replace("_", " ")
+        return "attention variant" if self.kind is Kind.ATTENTION else self.kind.value.replace("_", " ")
 
 
 def kind_facts(kind: Kind | str) -> KindFacts:

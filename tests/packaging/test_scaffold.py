@@ -35,7 +35,7 @@ def test_every_kind_builds_installs_and_passes_its_checks(clean, tmp_path, monke
         assert main([*words, "--author", "A. Author <author@example.org>"]) == 0
         folders.append(tmp_path / json.loads(capsys.readouterr().out)["folder"])
     clean.install(*folders)
-    tests = [folder / "tests" / "test_contract.py" for folder in folders]
+    tests = [folder / "tests" for folder in folders]
     done = clean.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", "--import-mode=importlib", *tests)
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed, done.stdout
@@ -57,7 +57,7 @@ def test_what_is_written_is_clean(tmp_path):
             plugin = new(kind, name, license="none" if name == "x" else "mit")
             write(render(plugin), tmp_path / f"{kind.value}-{name}")
     # How imports are sorted depends on who is at home.
-    ours = ["check", "--config", ROOT / "pyproject.toml", "--ignore", "I001", "--exclude", "test_contract.py"]
+    ours = ["check", "--config", ROOT / "pyproject.toml", "--ignore", "I001", "--exclude", "tests"]
     for words in (["check"], ["format", "--check"], ours):
         command = [sys.executable, "-m", "ruff", *map(str, words), "--no-cache", "."]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -77,11 +77,15 @@ def test_the_package_says_what_it_is(kind):
     assert "A. Author" in files["LICENSE"]
     (decorator,) = re.findall(r"^@.*$", files["tests/test_contract.py"], re.MULTILINE)
     assert decorator == '@parametrize_with_checks("acme")'
-    for part in ("pip install", "nasdistill plugins check acme", "## Use", "acme"):
+    assert set(project["optional-dependencies"]) == {"test", "dev"}
+    assert 'since="0.1.0",\n            maturity="experimental"' in files["src/nasdistill_acme/__init__.py"]
+    assert re.search(r"^def test_", files["tests/test_acme.py"], re.MULTILINE)
+    for part in ("pip install", "nasdistill plugins check acme", "## Make it yours", "## Use", "acme"):
         assert part in files["README.md"]
     assert plugin.source in files
     assert set(files) == {
-        "pyproject.toml", "README.md", ".gitignore", "LICENSE", "tests/test_contract.py", plugin.source,
+        "pyproject.toml", "README.md", ".gitignore", "LICENSE", plugin.source,
+        "tests/test_contract.py", "tests/test_acme.py",
         "src/nasdistill_acme/__init__.py", "src/nasdistill_acme/py.typed",
     }  # fmt: skip
 
@@ -110,7 +114,8 @@ def test_kinds_go_by_their_plurals_and_misspelt_ones_by_close_matches():
     [
         ("Acme", "lower-case letter"), ("1st", "lower-case letter"), ("a-b", "lower-case letter"), ("", "lower-case"),
         ("class", "word of the Python language"), ("a_", "underscores"), ("a__b", "underscores"),
-        ("x" * 31, "31 letters"), ("proxies", "comes with nasdistill"), ("nasdistill_acme", "leave nasdistill out"),
+        ("x" * 31, "31 letters"), ("contract", "test of the contract"),
+        ("proxies", "comes with nasdistill"), ("nasdistill_acme", "leave nasdistill out"),
     ],
 )  # fmt: skip
 def test_names_that_cannot_be(name, reason):
@@ -169,7 +174,7 @@ def test_an_empty_folder_is_taken_and_the_next_steps_are_said(tmp_path, monkeypa
     (tmp_path / "here").mkdir()
     assert main(["plugins", "new", "acme", "--kind", "losses", "--out", "here"]) == 0
     said = capsys.readouterr()
-    assert said.out == "here: nasdistill-acme with the loss acme:acme, 8 files\n"
+    assert said.out == "here: nasdistill-acme with the loss acme:acme, 9 files\n"
     assert "pip install -e './here[test]'\n" in said.err
     assert "nasdistill plugins check acme\n" in said.err
     assert "here/src/nasdistill_acme/acme.py" in said.err
