@@ -5,83 +5,71 @@ package, install it (its build included; pip's own start is most of that), run t
 pytest, the same checks once more. Dependencies are lent from the interpreter that runs this script, so nothing is
 downloaded. The median of `--seeds` repetitions.
 
-A row is green when all four commands return 0; the person's time between the first and the third is not in it.
+A row is green when all commands return 0; the person's time between the first and the third is not in it.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import site
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import venv
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from _common import finish, parser, say, start, timed
 
 from nasdistill.spec.component import Kind
 
+if TYPE_CHECKING:
+    from clean_environment import CleanEnvironment
+
 ROOT = Path(__file__).resolve().parents[1]
-PIP = ("--quiet", "--disable-pip-version-check", "--no-index", "--no-deps", "--no-build-isolation")
 
 
-class Environment:
-    """A clean environment with the wheel, and a folder outside the checkout."""
+def clean(folder: Path, threads: int) -> CleanEnvironment:
+    """Return a clean environment with the wheel of the checkout, made as the tests make theirs."""
+    sys.path.append(str(ROOT / "tests"))
+    from clean_environment import CleanEnvironment
 
-    def __init__(self, folder: Path, threads: int) -> None:
-        self.folder = folder / "outside"
-        self.folder.mkdir()
-        venv.create(folder / "environment", symlinks=True)
-        self.python = folder / "environment" / "bin" / "python"
-        (packages,) = (folder / "environment").glob("lib/*/site-packages")
-        (packages / "zz_lent.pth").write_text("\n".join(site.getsitepackages()) + "\n")
-        own = {name: value for name, value in os.environ.items() if not name.startswith("NASDISTILL_")}
-        own.pop("PYTHONPATH", None)
-        self.variables = own | {
-            "OMP_NUM_THREADS": str(threads), "NASDISTILL_CACHE": str(folder / "cache"),
-            "NASDISTILL_CONFIG_HOME": str(folder / "config"),
-        }  # fmt: skip
-        self.pip("install", *PIP, "--ignore-installed", str(ROOT))
+    made = CleanEnvironment(folder)
+    made.environment["OMP_NUM_THREADS"] = str(threads)
+    del made.environment["PIP_NO_COMPILE"]  # a user waits for that, too
+    made.install(ROOT)
+    return made
 
-    def timed(self, *words: str) -> tuple[float, subprocess.CompletedProcess[str]]:
-        """Run a command and return its seconds."""
-        begin = time.perf_counter()
-        done = subprocess.run(
-            words, cwd=self.folder, env=self.variables, capture_output=True, text=True, stdin=subprocess.DEVNULL,
-            check=False,
-        )  # fmt: skip
-        return time.perf_counter() - begin, done
 
-    def pip(self, *words: str) -> tuple[float, subprocess.CompletedProcess[str]]:
-        """Run pip on the environment."""
-        return self.timed(sys.executable, "-m", "pip", "--python", str(self.python), *words)
+def timed_run(environment: CleanEnvironment, *words: object) -> tuple[float, subprocess.CompletedProcess[str]]:
+    """Run the environment's interpreter and return the seconds with what came of it."""
+    begin = time.perf_counter()
+    done = environment.run(*words, ok=False)
+    return time.perf_counter() - begin, done
 
-    def journey(self, kind: Kind, number: int) -> dict[str, Any]:
-        """Return the times of one journey; the package is gone afterwards."""
-        name, python = f"my_{kind.value}{number}", str(self.python)
-        nasdistill = (python, "-m", "nasdistill")
-        folder = self.folder / f"nasdistill-{name}".replace("_", "-")
-        new, made = self.timed(*nasdistill, "plugins", "new", name, "--kind", kind.value)
-        install, installed = self.pip("install", *PIP, str(folder))
-        check, checked = self.timed(*nasdistill, "plugins", "check", name, "--json")
-        tests, tested = self.timed(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder))
-        self.pip("uninstall", "--quiet", "--yes", folder.name)
-        done = (made, installed, checked, tested)
-        for process in done:
-            if process.returncode:
-                say(f"{process.args}\n{process.stdout[-2000:]}\n{process.stderr[-2000:]}")
-        green = all(process.returncode == 0 for process in done)
-        results = json.loads(checked.stdout.splitlines()[-1])["results"] if checked.returncode in (0, 1) else []
-        return {
-            "new": new, "install": install, "check": check, "tests": tests, "total": new + install + check,
-            "checks": sum(item["status"] == "passed" for item in results),
-            "suite": sum(item["seconds"] for item in results), "green": green,
-        }  # fmt: skip
+
+def journey(environment: CleanEnvironment, kind: Kind, number: int) -> dict[str, Any]:
+    """Return the times of one journey; the package is gone afterwards."""
+    name = f"my_{kind.value}{number}"
+    folder = environment.folder / f"nasdistill-{name}".replace("_", "-")
+    new, made = timed_run(environment, "-m", "nasdistill", "plugins", "new", name, "--kind", kind.value)
+    begin = time.perf_counter()
+    environment.install(folder)
+    install = time.perf_counter() - begin
+    check, checked = timed_run(environment, "-m", "nasdistill", "plugins", "check", name, "--json")
+    tests, tested = timed_run(environment, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder))
+    environment.uninstall(folder.name)
+    done = (made, checked, tested)
+    for process in done:
+        if process.returncode:
+            say(f"{process.args}\n{process.stdout[-2000:]}\n{process.stderr[-2000:]}")
+    green = all(process.returncode == 0 for process in done)
+    results = json.loads(checked.stdout.splitlines()[-1])["results"] if checked.returncode in (0, 1) else []
+    return {
+        "new": new, "install": install, "check": check, "tests": tests, "total": new + install + check,
+        "checks": sum(item["status"] == "passed" for item in results),
+        "suite": sum(item["seconds"] for item in results), "green": green,
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -92,9 +80,9 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory(prefix="journey-") as text:
         with timed("clean environment with the wheel"):
-            environment = Environment(Path(text), args.threads)
+            environment = clean(Path(text), args.threads)
         for kind in kinds:
-            found = [environment.journey(kind, number) for number in range(args.seeds)]
+            found = [journey(environment, kind, number) for number in range(args.seeds)]
             keys = ("new", "install", "check", "tests", "total", "suite")
             row: dict[str, Any] = {key: statistics.median(item[key] for item in found) for key in keys}
             row |= {"kind": kind.value.replace("_", " "), "checks": found[0]["checks"]}
