@@ -87,6 +87,13 @@ class TrialFailure(NasdistillError):
         self.reason = reason
 
 
+ISOLATED = (Exception, SystemExit)
+"""What a component's code may raise to its own harm and to nothing else's.
+
+Some code calls ``sys.exit()`` when something it wants is missing; an interrupt from the keyboard is the user's and goes
+through.
+"""
+
 _FATAL_ERRNO = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT})
 
 
@@ -113,12 +120,14 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     """Return any exception as one line, for a message that says more than the exception itself.
 
     It is the type and the first non-empty line of the text, without terminal colours and closing full stop; the errors
-    of this module are made to be read and come without their type.
+    of this module are made to be read and come without their type, and a :class:`SystemExit` is told as what caused it.
 
     Args:
         error: what was raised.
         limit: how many characters at most.
     """
+    if isinstance(error, SystemExit):
+        return f"it called sys.exit({error.code!r})"
     text = error.message if isinstance(error, NasdistillError) else str(error)
     lines = [line.strip() for line in _COLOUR.sub("", text).splitlines() if line.strip()]
     first = lines[0].rstrip(".") if lines else ""

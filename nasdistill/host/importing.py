@@ -14,13 +14,10 @@ from typing import Any
 
 import pluggy
 
+from nasdistill.errors import ISOLATED as ISOLATED
 from nasdistill.errors import BrokenComponentError, did_you_mean, one_line
 from nasdistill.host.registry import INTERFACES, ComponentRecord, label
 from nasdistill.spec.component import Kind
-
-# What a plugin's code may do to its own loading and to nothing else. Some modules call sys.exit() when something they
-# want is missing; an interrupt from the keyboard is the user's and goes through.
-ISOLATED = (Exception, SystemExit)
 
 
 class _Ear(io.TextIOBase):
@@ -66,8 +63,6 @@ def cause(error: BaseException) -> str:
     """Return an exception as one line."""
     if isinstance(error, pluggy.PluginValidationError):
         return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
-    if isinstance(error, SystemExit):
-        return f"it called sys.exit({error.code!r})"
     return one_line(error)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from nasdistill.errors import one_line
+from nasdistill.errors import ISOLATED, TrialFailure, one_line
 from nasdistill.interfaces import Batch, Proxy, ProxyInput, ProxyScore
 from nasdistill.measure.guard import Guard, RandomGuard
 from nasdistill.measure.rank import log_rank_sum, ranks
@@ -62,8 +62,9 @@ def run_proxy(
 ) -> ProxyOutcome:
     """Score one candidate with one proxy.
 
-    The proxy sees deep copies of student, teacher (only when tagged ``needs_teacher``) and batches, in the tagged
-    mode and initialisation, outside any autocast or no-grad region of the caller. Afterwards everything the caller
+    The proxy sees deep copies of student, teacher (only when tagged ``needs_teacher``) and batches (with labels, and a
+    loss that can be called, only when tagged ``needs_labels``), in the tagged mode and initialisation, outside any
+    autocast or no-grad region of the caller. Afterwards everything the caller
     owns is compared and put back: weights, buffers, gradients, modes, hooks, random states, grad mode, default dtype,
     thread count. A proxy that changed any of it has no score.
 
@@ -81,7 +82,7 @@ def run_proxy(
             same for all candidates and cancels in their order.
 
     Returns:
-        The outcome; exceptions, running out of memory, NaN and infinities are outcomes without a value.
+        The outcome; exceptions, ``sys.exit()``, running out of memory, NaN and infinities are outcomes without a value.
     """
     if tags.needs_teacher and teacher is None:
         return ProxyOutcome(None, problem="it compares with a teacher and none was given")
@@ -105,9 +106,9 @@ def run_proxy(
             candidate = ProxyInput(
                 model=_prepared(model, tags, generator),
                 teacher=_prepared(teacher, tags, generator) if teacher is not None and tags.needs_teacher else None,
-                batches=tuple(_copied(batch, device) for batch in batches),
+                batches=tuple(_copied(batch, device, labels=tags.needs_labels) for batch in batches),
                 forward=forward,
-                loss=loss,
+                loss=loss if tags.needs_labels else _no_loss,
                 io=io,
                 cost=cost,
                 generator=generator,
@@ -118,12 +119,12 @@ def run_proxy(
             try:
                 score = proxy.score(candidate)
                 seconds = _now(device) - begin
-            except Exception as error:
+            except ISOLATED as error:
                 seconds = time.perf_counter() - begin
-                problem = _problem(error)
+                problem = _problem(error) + _unlabelled(error, tags)
             finally:
                 changed = [*random_states.changes(), *inner.settle()]
-    except Exception as error:  # copying failed: there was no scoring
+    except ISOLATED as error:  # copying failed: there was no scoring
         problem = _problem(error)
     finally:
         changed += [text for text in guard.settle() if text not in changed]
@@ -161,8 +162,24 @@ def _prepared(model: nn.Module, tags: ProxyTags, generator: torch.Generator) -> 
     return twin.train(tags.mode == "train")
 
 
-def _copied(batch: Batch, device: torch.device) -> Batch:
-    """Return a batch that shares no memory with `batch`."""
+def _no_loss(output: Tensor, batch: Batch) -> Tensor:
+    """Stand for the task's loss where a proxy has no claim to it."""
+    raise TrialFailure("undeclared", f"it calls the loss, and {_UNDECLARED}")
+
+
+_UNDECLARED = "this proxy does not declare needs_labels"
+
+
+def _unlabelled(error: BaseException, tags: ProxyTags) -> str:
+    """Return what to add to an error that missing labels may have caused."""
+    missed = not tags.needs_labels and "NoneType" in str(error)
+    return f" (batches have no labels: {_UNDECLARED})" if missed else ""
+
+
+def _copied(batch: Batch, device: torch.device, *, labels: bool) -> Batch:
+    """Return a batch that shares no memory with `batch`, with or without its labels."""
+    if not labels:
+        batch = replace(batch, labels=None, labelled=None)
     moved = batch.to(device)
     return replace(
         moved,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 
@@ -178,6 +179,36 @@ def test_a_model_that_cannot_be_copied_is_a_failure():
 def test_missing_teacher_and_batches():
     assert "teacher" in run(lambda _: None, tags=ProxyTags(needs_teacher=True)).problem
     assert "1 batches" in run(lambda _: None, batches=()).problem
+
+
+def test_labels_and_loss_are_for_those_who_declare_them():
+    seen = []
+
+    def look(candidate):
+        seen.append((candidate.batch.labels, candidate.batch.labelled))
+
+    labelled = dataclasses.replace(digits(8), labelled=torch.ones(8, dtype=torch.bool))
+    assert run(look, batches=(labelled,)).value == 1.0
+    assert seen.pop() == (None, None)
+    assert run(look, batches=(labelled,), tags=ProxyTags(needs_labels=True)).value == 1.0
+    assert torch.equal(seen[0][0], labelled.labels)
+
+    def loss(candidate):
+        outputs = candidate.forward(candidate.model, candidate.batch)
+        return ProxyScore(float(candidate.loss(outputs, candidate.batch).detach()))
+
+    assert "this proxy does not declare needs_labels" in run(loss).problem
+    assert run(loss, tags=ProxyTags(needs_labels=True, needs_backward=True)).value > 0
+    problem = run(lambda candidate: candidate.batch.labels.float()).problem
+    assert "AttributeError" in problem
+    assert "does not declare needs_labels" in problem
+
+
+def test_leaving_the_program_is_a_failure():
+    def leave(candidate):
+        raise SystemExit(3)
+
+    assert run(leave).problem == "it called sys.exit(3)"
 
 
 def test_an_interrupt_is_no_failure_and_leaves_everything_in_place():

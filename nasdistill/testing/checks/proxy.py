@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nasdistill.errors import TrialFailure
+from nasdistill.errors import ISOLATED, TrialFailure, one_line
 from nasdistill.interfaces import Batch, Proxy, ProxyScore
 from nasdistill.measure.proxies import ProxyOutcome, normal_init, run_proxy
 from nasdistill.seeds import seeded, torch_generator
@@ -87,7 +87,9 @@ def raw(subject: Subject, family: str = "", seed: int | None = None, **changes: 
     if tags.init == "normal":
         normal_init(model, torch_generator(subject.seed, "weights"))
     with forwards_kept([model, values["teacher"]]):
-        found: ProxyScore = proxy.score(replace(candidate(model), **values))
+        found: object = proxy.score(replace(candidate(model), **values))
+    if not isinstance(found, ProxyScore):
+        fail(f"it returned {type(found).__name__} instead of a ProxyScore")
     return found
 
 
@@ -125,6 +127,31 @@ def callers_objects_are_left_alone(subject: Subject) -> None:
             fail(f"while it scores a small {family} {problem}")
         if not all(torch.equal(batch.image, image) for batch, image in zip(batches, images, strict=True)):
             fail("the images of the caller's batches change")
+
+
+@check(Kind.PROXY, gate=True, hint="Declare needs_labels=True, or do not read them; where it is declared, read them.")
+def needs_labels_is_true(subject: Subject) -> None:
+    """The tag `needs_labels` is true both ways: without it labels are not read, with it they matter."""
+    # A gate: the runner gives no labels to a proxy that does not declare them, and then it has no score anywhere.
+    batches = batches_for(subject.create())
+    if subject.tags.needs_labels:
+        value = plain(subject).value
+        moved = tuple(replace(batch, labels=batch.labels.roll(1)) for batch in batches if batch.labels is not None)
+        if value is not None and score(subject, batches=moved).value == value:
+            fail(f"needs_labels=True, and other labels give the same score {value}")
+        return
+    try:
+        with subject.seeded():
+            value = float(raw(subject, batches=batches).value)
+    except ISOLATED:  # it fails with labels too: other checks say so
+        return
+    try:
+        with subject.seeded():
+            without = float(raw(subject, batches=tuple(replace(b, labels=None, labelled=None) for b in batches)).value)
+    except ISOLATED as error:
+        fail(f"needs_labels=False, the score is {value} with labels, and without them there is none: {one_line(error)}")
+    if math.isfinite(value) and without != value:
+        fail(f"needs_labels=False, the score is {value} with labels, and {without} without them")
 
 
 @check(Kind.PROXY, gate=True, hint="Work in float32, and guard logarithms and divisions against zero.")
@@ -173,20 +200,6 @@ def needs_data_is_true(subject: Subject) -> None:
         fail(f"needs_data=True, and other images give the same score {value}")
     if not subject.tags.needs_data and found != value:
         fail(f"needs_data=False, and other images change the score from {value} to {found}")
-
-
-@check(Kind.PROXY, hint="Read the labels, or drop the tag needs_labels.")
-def needs_labels_is_true(subject: Subject) -> None:
-    """The tag `needs_labels` is true both ways: without it labels are not read, with it they matter."""
-    batches, value = batches_for(subject.create()), plain(subject).value
-    if subject.tags.needs_labels:
-        moved = tuple(replace(batch, labels=batch.labels.roll(1)) for batch in batches if batch.labels is not None)
-        if score(subject, batches=moved).value == value:
-            fail(f"needs_labels=True, and other labels give the same score {value}")
-    else:
-        without = score(subject, batches=tuple(replace(batch, labels=None) for batch in batches))
-        if without.value != value:
-            fail(f"needs_labels=False, the score is {value} with labels, and {_said(without)} without them")
 
 
 @check(Kind.PROXY, hint="Compare with candidate.teacher, or drop the tag needs_teacher.")
