@@ -157,8 +157,25 @@ def _dispatch(words: list[str]) -> int:
     from nasdistill.cli import output
 
     output.configure(quiet=args.quiet, verbose=args.verbose)
-    code: int = command(args)
-    return code
+    if name not in COMMANDS:  # a plugin's: it prints its result, and exits, as it likes
+        code: int = command(args)
+        return code
+    try:
+        with output.results_only():
+            return command(args)
+    except SystemExit as stop:  # no command of ours exits that way: a component does
+        raise NasdistillError(
+            f"a component ended the command: {one_line(stop)}{_where(stop)}",
+            hint="A component must raise an exception instead; --debug shows the traceback.",
+        ) from stop
+
+
+def _where(error: BaseException) -> str:
+    """Return where an exception was raised: file and line."""
+    import traceback
+
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
 
 
 def split_common(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

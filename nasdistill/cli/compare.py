@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compare, print, and return 1 when a network could not take part."""
     from nasdistill.cli.common import load_host
-    from nasdistill.cli.output import info, print_json, print_table
+    from nasdistill.cli.output import info, print_json, print_table, say
     from nasdistill.errors import UsageError
     from nasdistill.report.compare import compare
     from nasdistill.report.sections.comparison import comparison_table
@@ -40,10 +40,10 @@ def run(args: argparse.Namespace) -> int:
         columns, rows = comparison_table(result)
         print_table(columns, rows, right=columns[2:8])
         for name, value in result["hypervolume"].items():
-            print(f"Hypervolume of {name}: {value:.4f} (one corner for all)")
+            say(f"Hypervolume of {name}: {value:.4f} (one corner for all)")
         for note in result["notes"]:
-            print(note)
+            say(note)
         for row in result["networks"]:
             if row["problem"]:
-                print(f"{row['name']}: {row['problem']}")
+                say(f"{row['name']}: {row['problem']}")
     return 1 if any(row["problem"] for row in result["networks"]) else 0

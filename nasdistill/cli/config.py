@@ -42,7 +42,7 @@ def _init(args: argparse.Namespace) -> int:
 
     text = preset_text(args.preset)
     if args.out is None:
-        print(text, end="")
+        output.say(text, end="")
         return 0
     if args.out.exists():
         raise UsageError(f"{args.out} exists already; nothing was written", hint="Choose another name with --out.")
@@ -52,6 +52,7 @@ def _init(args: argparse.Namespace) -> int:
 
 
 def _validate(args: argparse.Namespace) -> int:
+    from nasdistill.cli import output
     from nasdistill.cli.common import load_host
     from nasdistill.host.configcheck import check_config, named_components
     from nasdistill.spec.config import load_config
@@ -59,7 +60,7 @@ def _validate(args: argparse.Namespace) -> int:
     config = load_config(args.file)
     host = load_host(args, disable=config.plugins.disable)
     check_config(config, host, where=str(args.file))
-    print(f"{args.file} is valid: {sum(1 for _ in named_components(config))} components, all of them installed")
+    output.say(f"{args.file} is valid: {sum(1 for _ in named_components(config))} components, all of them installed")
     return 0
 
 
@@ -73,7 +74,7 @@ def _show(args: argparse.Namespace) -> int:
     if args.json:
         output.print_json(config.to_json())
     else:
-        print(to_toml(config.to_json()), end="")
+        output.say(to_toml(config.to_json()), end="")
     return 0
 
 

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, and print what came out."""
     from nasdistill.cli.common import load_host
-    from nasdistill.cli.output import info, print_json
+    from nasdistill.cli.output import info, print_json, say
     from nasdistill.errors import UsageError
     from nasdistill.library import load_student
     from nasdistill.library.training import Distillation, distill_architecture
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         print_json(result)
         return 0
     test = "" if result["test"] is None else f", test {result['test']['score']:.4f}"
-    print(
+    say(
         f"{args.out}: {result['metric']['name']} {result['validation']['score']:.4f} on validation{test}, after "
         f"{result['epochs']} epoch{'s' * (result['epochs'] != 1)}, {result['params']:,} params"
     )

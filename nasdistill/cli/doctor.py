@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nasdistill.errors import NasdistillError, one_line
+from nasdistill.errors import ISOLATED, NasdistillError, one_line
 
 if TYPE_CHECKING:
     from nasdistill.host import Host
@@ -185,7 +185,7 @@ def _targets(host: Host) -> dict[str, dict[str, Any]]:
             found[record.id] = {"ok": availability.ok, "reason": availability.reason}
         except NasdistillError as error:
             found[record.id] = {"ok": False, "reason": str(error).replace("\n  ", "; ")}
-        except Exception as error:  # a plugin's probe must not raise; one that does is one more thing to report
+        except ISOLATED as error:  # a plugin's probe must not raise; one that does is one more thing to report
             found[record.id] = {"ok": False, "reason": f"its probe failed: {one_line(error)}"}
     return found
 
@@ -248,7 +248,7 @@ def _print(report: dict[str, Any]) -> None:
         }
     )
     versions = [(name, version or "missing") for name, version in report["packages"].items()]
-    print("\n" + output.plain_table(("package", "version"), versions))
+    output.say("\n" + output.plain_table(("package", "version"), versions))
     extras = [
         (
             name,
@@ -258,15 +258,15 @@ def _print(report: dict[str, Any]) -> None:
         for name, extra in report["extras"].items()
     ]
     if extras:
-        print("\n" + output.plain_table(("extra", "installed", "packages"), extras))
+        output.say("\n" + output.plain_table(("extra", "installed", "packages"), extras))
     targets = [(name, "yes" if item["ok"] else "no", item["reason"]) for name, item in report["targets"].items()]
-    print("\n" + output.plain_table(("target", "works", "reason"), targets))
+    output.say("\n" + output.plain_table(("target", "works", "reason"), targets))
     if report["problems"]:
-        print("\nplugin problems (nasdistill plugins list --problems):")
+        output.say("\nplugin problems (nasdistill plugins list --problems):")
         for problem in report["problems"]:
-            print(f"  {problem['plugin']} ({problem['distribution']} {problem['version']}): {problem['cause']}")
-    print()
+            output.say(f"  {problem['plugin']} ({problem['distribution']} {problem['version']}): {problem['cause']}")
+    output.say()
     for complaint in report["complaints"]:
-        print(f"problem: {complaint}")
+        output.say(f"problem: {complaint}")
     if report["usable"]:
-        print("A search can run here.")
+        output.say("A search can run here.")

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Export one student."""
     from nasdistill.cli.common import load_host, parse_setting
-    from nasdistill.cli.output import info, print_json
+    from nasdistill.cli.output import info, print_json, say
     from nasdistill.library import find_student
 
     options = dict(parse_setting(item) for item in args.set)
@@ -33,8 +33,8 @@ def run(args: argparse.Namespace) -> int:
         print_json(facts)
         return 0
     files = len(facts["files"])
-    print(f"{args.folder}: student {student.id} for {facts['to'].split(':')[-1]}, {files} file{'s' * (files != 1)}")
+    say(f"{args.folder}: student {student.id} for {facts['to'].split(':')[-1]}, {files} file{'s' * (files != 1)}")
     parity = facts.get("parity")
     if parity is not None:
-        print(f"Largest deviation from torch: {parity['max_abs']:.3g} over {parity['inputs']} inputs.")
+        say(f"Largest deviation from torch: {parity['max_abs']:.3g} over {parity['inputs']} inputs.")
     return 0

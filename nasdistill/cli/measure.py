@@ -197,4 +197,4 @@ def _print(rows: list[dict[str, Any]], first: str) -> None:
     output.print_table(columns, cells, right=[name for name in columns if name not in ("network", "target", "quality")])
     for row in rows:
         if row["problem"]:
-            print(f"{row['name']} on {row['target']}: {row['problem']}")
+            output.say(f"{row['name']} on {row['target']}: {row['problem']}")

@@ -1,20 +1,47 @@
 """How commands print: results on stdout, everything else on stderr.
 
+While a command of nasdistill itself works, :func:`results_only` keeps stdout for these functions: what a component
+prints goes to stderr.
+
 A table is drawn with rich on a terminal and is aligned text otherwise, so that it can be piped; ``NO_COLOR`` is
 honoured. JSON goes to stdout as one object, the last thing there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 _quiet = False
 _verbose = 0
+_results: TextIO | None = None
+
+
+@contextlib.contextmanager
+def results_only() -> Iterator[None]:
+    """Send to stderr what anybody but this module prints to stdout, which belongs to the command's result."""
+    global _results
+    before, _results = _results, results()
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _results = before
+
+
+def results() -> TextIO:
+    """Return the stream for results: stdout, whoever has redirected it since the command began."""
+    return sys.stdout if _results is None else _results
+
+
+def say(text: object = "", *, end: str = "\n") -> None:
+    """Print a line of a result to stdout."""
+    print(text, end=end, file=results())
 
 
 def configure(*, quiet: bool, verbose: int) -> None:
@@ -60,14 +87,16 @@ def print_json(value: Any) -> None:
     Raises:
         ValueError: it holds NaN or an infinity, which JSON cannot say.
     """
-    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
-    indent = 2 if sys.stdout.isatty() else None
-    print(json.dumps(value, indent=indent, ensure_ascii=encoding != "utf8", allow_nan=False), flush=True)
+    stream = results()
+    encoding = (stream.encoding or "").lower().replace("-", "")
+    indent = 2 if stream.isatty() else None
+    text = json.dumps(value, indent=indent, ensure_ascii=encoding != "utf8", allow_nan=False)
+    print(text, file=stream, flush=True)
 
 
 def is_terminal(stream: TextIO | None = None) -> bool:
     """Return whether a stream (stdout by default) is a terminal that can move its cursor."""
-    stream = sys.stdout if stream is None else stream
+    stream = results() if stream is None else stream
     return stream.isatty() and os.environ.get("TERM", "") != "dumb"
 
 
@@ -86,7 +115,7 @@ def print_table(
     if is_terminal():
         _rich_table(columns, cells, title, right)
     else:
-        print(plain_table(columns, cells, title=title, right=right))
+        say(plain_table(columns, cells, title=title, right=right))
 
 
 def plain_table(
@@ -119,7 +148,7 @@ def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
         table.add_column(Text(heading), justify="right" if number else "left", overflow="fold", no_wrap=number)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    Console(file=sys.stdout).print(table)
+    Console(file=results()).print(table)
 
 
 def terminal_width() -> int | None:
@@ -130,12 +159,12 @@ def terminal_width() -> int | None:
 def print_lines(lines: Sequence[str], *, head: int = 0) -> None:
     """Print lines that are laid out already to stdout; on a terminal the first `head` of them are bold."""
     if not is_terminal():
-        print("\n".join(lines))
+        say("\n".join(lines))
         return
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(file=sys.stdout)
+    console = Console(file=results())
     for number, line in enumerate(lines):
         # The terminal may be narrower than the narrowest form: then it wraps, and nothing is cut off.
         console.print(Text(line, style="bold" if number < head else ""), soft_wrap=True)
@@ -146,6 +175,6 @@ def print_pairs(pairs: Mapping[str, object]) -> None:
     width = max(map(len, pairs), default=0)
     for name, value in pairs.items():
         first, *rest = str(value).splitlines() or [""]
-        print(f"{name:<{width}}  {first}".rstrip())
+        say(f"{name:<{width}}  {first}".rstrip())
         for text in rest:
-            print(f"{'':<{width}}  {text}")
+            say(f"{'':<{width}}  {text}")

@@ -144,9 +144,9 @@ def _print_one(item: Realisation) -> None:
         there = ", ".join(name for name, _ in item.of(kind))
         partly = " (in part)" if there and kind in item.missing else ""
         rows.append((kind.value.replace("_", " "), f"{there}{partly}" if there else "-", system.parts.get(kind, "")))
-    print()
+    output.say()
     output.print_table(("kind", "there", "needed"), rows)
     left_out = {name: spec.left_out for name, spec in item.components if spec.left_out}
     if left_out:
-        print("\nleft out")
+        output.say("\nleft out")
         output.print_pairs(left_out)

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         return 1 if broken else 0
     _print(results)
     for result in broken:
-        print(f"\n{result}")
+        output.say(f"\n{result}")
     count = Counter(item.status for item in results)
     said = ", ".join(
         f"{count[status]} {status}" for status in ("passed", "failed", "xpassed", "xfailed") if count[status]

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
             }
         )  # fmt: skip
         return 0
-    print(f"{folder}: {plugin.distribution} with the {plugin.facts.label} {plugin.component}, {len(files)} files")
+    output.say(f"{folder}: {plugin.distribution} with the {plugin.facts.label} {plugin.component}, {len(files)} files")
     output.info(
         "next:\n" + "".join(f"  {step}\n" for step in steps) + f"then put your idea in {folder / plugin.source}"
     )

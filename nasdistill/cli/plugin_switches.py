@@ -19,22 +19,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def disable(args: argparse.Namespace) -> int:
     """Disable a plugin and say where that is written."""
+    from nasdistill.cli import output
     from nasdistill.host.switches import disable_for_user, user_file
 
     changed = disable_for_user(args.name)
-    print(f"{args.name} is {'disabled' if changed else 'disabled already'}: {user_file()}")
+    output.say(f"{args.name} is {'disabled' if changed else 'disabled already'}: {user_file()}")
     _tell_other_switches(args.name, wanted=False)
     return 0
 
 
 def enable(args: argparse.Namespace) -> int:
     """Enable a plugin again and say where that is written."""
+    from nasdistill.cli import output
     from nasdistill.host.switches import enable_for_user, user_file
 
     if enable_for_user(args.name):
-        print(f"{args.name} is enabled: {user_file()}")
+        output.say(f"{args.name} is enabled: {user_file()}")
     else:
-        print(f"{args.name} is not disabled in {user_file()}")
+        output.say(f"{args.name} is not disabled in {user_file()}")
     _tell_other_switches(args.name, wanted=True)
     return 0
 
@@ -67,7 +69,7 @@ def print_plugins(host: Host) -> None:
         why = f"by {plugin.disabled_by}" if plugin.disabled_by else ", ".join(f"at {stage}" for stage in stages)
         rows.append((*origin, state, why))
     if rows:
-        print()
+        output.say()
         output.print_table(("plugin", "distribution", "version", "state", "why"), rows)
 
 

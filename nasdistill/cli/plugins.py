@@ -75,7 +75,7 @@ def _list_problems(host: Host, *, as_json: bool) -> int:
         output.print_json([problem.to_json() for problem in host.problems])
         return 0
     for problem in host.problems:
-        print(problem)
+        output.say(problem)
     if not host.problems:
         output.info("no problems")
     return 0
@@ -267,7 +267,7 @@ def _print_component(details: dict[str, Any]) -> None:
     options = details["options"]
     if not options:
         if options is not None:
-            print("\nno options")
+            output.say("\nno options")
         return
     rows = []
     for option in options:
@@ -277,7 +277,7 @@ def _print_component(details: dict[str, Any]) -> None:
             tried = ", ".join(map(str, option["search"]))
             bounds = f"{bounds}; search: {tried}" if bounds else f"search: {tried}"
         rows.append((option["name"], option["type"], default, bounds, option["help"]))
-    print()
+    output.say()
     output.print_table(("option", "type", "default", "bounds", "meaning"), rows)
 
 
@@ -319,9 +319,9 @@ def _show_plugin(host: Host, name: str, *, as_json: bool) -> int:
         }
     )
     for problem in problems:
-        print(problem)
+        output.say(problem)
     if components:
-        print()
+        output.say()
         output.print_table(
             ("kind", "id", "summary"),
             [(record.kind.value.replace("_", " "), record.id, record.spec.summary) for record in components],

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the report and say where it is."""
     from nasdistill.cli.common import load_host
-    from nasdistill.cli.output import print_json, warn
+    from nasdistill.cli.output import print_json, say, warn
     from nasdistill.report import write_report
     from nasdistill.store import RunDirectory
 
@@ -33,21 +33,21 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(report.to_json())
     else:
-        print(f"Report: {report.path} ({report.size / 1000:.0f} kB)")
+        say(f"Report: {report.path} ({report.size / 1000:.0f} kB)")
     return 0
 
 
 def report_after(run: Path, host: Host) -> None:
     """Write the report of a search that has ended and say where it is; one that fails is a line and nothing more."""
     from nasdistill.cli.output import info, warn
-    from nasdistill.errors import one_line
+    from nasdistill.errors import ISOLATED, one_line
 
     try:
         from nasdistill.report import write_report
         from nasdistill.store import RunDirectory
 
         report = write_report(RunDirectory.open(run), host)
-    except Exception as error:
+    except ISOLATED as error:
         warn(f"no report: {one_line(error)}; nasdistill report {run} tries again")
     else:
         info(f"Report: {report.path}")

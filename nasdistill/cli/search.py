@@ -87,7 +87,7 @@ def watch(search: Callable[[Listener], dict[str, Any]], out: Path, host: Host, *
     Raises:
         NasdistillError: the search ended without a student.
     """
-    from nasdistill.cli.output import is_quiet, print_json
+    from nasdistill.cli.output import is_quiet, print_json, say
     from nasdistill.cli.progress import Display
     from nasdistill.cli.report import report_after
     from nasdistill.errors import NasdistillError
@@ -104,7 +104,7 @@ def watch(search: Callable[[Listener], dict[str, Any]], out: Path, host: Host, *
     else:
         print_front(result)
         for line in closing_lines(result):
-            print(line)
+            say(line)
     report_after(out, host)
     if not result["front"]:
         # A search without a student did not do its work.

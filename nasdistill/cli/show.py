@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the result object or the table of the front."""
-    from nasdistill.cli.output import print_json, print_table
+    from nasdistill.cli.output import print_json, print_table, say
     from nasdistill.cli.search import closing_lines, print_front
     from nasdistill.search.reasons import nothing_finished
     from nasdistill.search.result import build_result
@@ -34,12 +34,12 @@ def run(args: argparse.Namespace) -> int:
         print_table(header, [_trial_row(outcome) for outcome in directory.outcomes()], right=_NUMBERS)
     print_front(result)
     goes_on = f"; nasdistill resume {args.run} goes on" if result["state"] not in ("running", "finished") else ""
-    print(f"State: {result['state']}{goes_on}.")
+    say(f"State: {result['state']}{goes_on}.")
     if not result["front"] and result["state"] != "running":
         message, hint = nothing_finished(result)
-        print(f"{message[0].upper()}{message[1:]}.\n  {hint}")
+        say(f"{message[0].upper()}{message[1:]}.\n  {hint}")
     for line in closing_lines(result):
-        print(line)
+        say(line)
     return 0
 
 

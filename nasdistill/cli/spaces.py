@@ -120,8 +120,8 @@ def _show(args: argparse.Namespace) -> int:
         rows.append((axis.name, ", ".join(map(str, axis.choices)), axis.default, when, axis.help))
     output.print_pairs({"space": space.id, "version": space.version, "architectures": f"{space.size():,}"})
     for part in parts:
-        print(f"part: {part.name}, {part.summary}")
-    print()
+        output.say(f"part: {part.name}, {part.summary}")
+    output.say()
     output.print_table(("axis", "choices", "default", "", "meaning"), rows)
     return 0
 
@@ -147,7 +147,7 @@ def _show_architecture(args: argparse.Namespace, io: IOSpec) -> int:
     pairs = {"architecture": arch.id, "space": space.id, "input": str(io)}
     pairs |= {"parameters": f"{cost.params:,}", "MACs": f"{cost.macs:,}"}
     output.print_pairs(pairs | {name: str(value) for name, value in space.features(arch).items()})
-    print()
+    output.say()
     rows = []
     for name, data in graph.nodes(data=True):
         shape = " x ".join(map(str, data["shape"]))

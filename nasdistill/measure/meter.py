@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nasdistill.errors import NasdistillError, TargetUnavailableError, TrialFailure, is_fatal, one_line
+from nasdistill.errors import ISOLATED, NasdistillError, TargetUnavailableError, TrialFailure, is_fatal, one_line
 from nasdistill.interfaces.target import Prepared, PrepareRequest, Target
 from nasdistill.measure.counting import evaluation_copy
 from nasdistill.measure.environment import environment, fingerprint
@@ -251,7 +251,7 @@ class Meter:
                 prepared = self.target.prepare(PrepareRequest(model, tuple(example), folder, name))
         except NasdistillError:
             raise
-        except Exception as error:
+        except ISOLATED as error:
             if is_fatal(error):
                 raise  # a full disk says nothing about the network
             raise TrialFailure("prepare_failed", f"{name} on {self.target.id}: {one_line(error)}") from error
@@ -272,7 +272,7 @@ class Meter:
                 found = prepared.outputs()
         except NasdistillError:
             raise
-        except Exception as error:
+        except ISOLATED as error:
             raise TrialFailure(
                 "prepare_failed", f"{name} does not run on {self.target.id}: {one_line(error)}"
             ) from error

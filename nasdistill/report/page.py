@@ -19,7 +19,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from nasdistill._version import __version__
-from nasdistill.errors import one_line
+from nasdistill.errors import ISOLATED, one_line
 from nasdistill.interfaces import Section
 from nasdistill.report.markup import duration
 from nasdistill.report.sections import SECTIONS
@@ -82,7 +82,7 @@ def _part(anchor: str, name: str, render: Render, run: Mapping[str, Any]) -> lis
             return []
         # Our own sections and plugins hand over markup; whatever is in it cannot run, see the policy.
         return [Part(anchor, str(section.title), Markup(str(section.html)), data=dict(section.data))]
-    except Exception as error:
+    except ISOLATED as error:
         return [Part(anchor, name, problem=f"This section could not be made: {one_line(error)}")]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from nasdistill.distill import evaluate, train
-from nasdistill.errors import NasdistillError, is_fatal, one_line
+from nasdistill.errors import ISOLATED, NasdistillError, is_fatal, one_line
 from nasdistill.interfaces import Prepared
 from nasdistill.measure import count_macs
 from nasdistill.search.events import Event, Listener
@@ -51,7 +51,7 @@ def record_baselines(run: RunDirectory, session: Session, listener: Listener, bu
         found = _baselines(session, listener, budget, max(c.epochs for c in front))
     except (StopSearch, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except ISOLATED as error:
         if is_fatal(error):
             raise OSError(one_line(error)) from error
         listener(Event("message", f"no baselines: {one_line(error)}"))

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from nasdistill.errors import MismatchError, TargetUnavailableError, UnknownComponentError, UsageError
+from nasdistill.errors import (
+    ISOLATED,
+    MismatchError,
+    NasdistillError,
+    TargetUnavailableError,
+    UnknownComponentError,
+    UsageError,
+    one_line,
+)
 from nasdistill.files import cache_folder
 from nasdistill.host import Host
+from nasdistill.host.configcheck import search_setting
 from nasdistill.interfaces import (
+    Availability,
     Batch,
     ModelGeometry,
     Proxy,
     SamplerFactory,
+    SearchSetting,
     SearchSpace,
     Strategy,
     Target,
@@ -40,6 +51,7 @@ class Components:
     """
 
     host: Host
+    setting: SearchSetting
     task: Task
     teacher: Teacher
     teacher_reference: str
@@ -92,16 +104,16 @@ def create_components(config: RunConfig, host: Host) -> Components:
         twice = sorted({name for name in ids if ids.count(name) > 1})
         if twice:
             raise UsageError(f"the configuration names {', '.join(twice)} more than once")
+    setting = search_setting(config, host)
     spaces: dict[str, SearchSpace] = {}
-    for item in config.space:
-        space = host.create(Kind.SEARCH_SPACE, item.name, item.options)
-        spaces[_short(space.id, spaces)] = space
+    for name, item in zip(setting.spaces, config.space, strict=True):
+        spaces[name] = host.create(Kind.SEARCH_SPACE, item.name, item.options)
     targets = {}
     for item in config.target:
         target = host.create(Kind.TARGET, item.name, item.options)
         targets[target.id] = target
     proxies: dict[str, tuple[Proxy, ProxyTags]] = {}
-    for item in config.proxy:
+    for name, item in zip(setting.proxies, config.proxy, strict=True):
         proxy = host.create(Kind.PROXY, item.name, item.options)
         tags = host.tags(Kind.PROXY, item.name)
         if tags.pool:
@@ -110,11 +122,12 @@ def create_components(config: RunConfig, host: Host) -> Components:
                 f"proxy {proxy.id} ranks a pool of candidates as a whole; a search scores them one by one",
                 hint="Take it out of the configuration; nasdistill score ranks a pool with it.",
             )
-        proxies[_short(proxy.id, proxies)] = (proxy, tags)
+        proxies[name] = (proxy, tags)
     for loss in config.objective.losses:
         host.create(Kind.LOSS, loss.name, loss.options)
     return Components(
         host=host,
+        setting=setting,
         task=host.create(Kind.TASK, config.task.name, config.task.options),
         teacher=host.create(Kind.TEACHER, teacher_name, config.teacher.options),
         teacher_reference=config.teacher.name,
@@ -155,12 +168,6 @@ def locate_teacher(host: Host, text: str) -> tuple[str, str]:
         ) from error
 
 
-def _short(identifier: str, taken: Container[str]) -> str:
-    """Return the bare name of a canonical id, or all of it where another plugin's component has that name."""
-    bare = identifier.split(":", 1)[-1]
-    return identifier.replace(":", "_") if bare in taken else bare
-
-
 def check_targets(components: Components) -> None:
     """Refuse targets that cannot be used here.
 
@@ -168,7 +175,12 @@ def check_targets(components: Components) -> None:
         TargetUnavailableError: naming the target, the reason and what to install.
     """
     for name, target in components.targets.items():
-        availability = target.probe()
+        try:
+            availability = target.probe()
+        except NasdistillError:
+            raise
+        except ISOLATED as error:
+            availability = Availability(False, f"its probe failed: {one_line(error)}")
         if not availability.ok:
             raise TargetUnavailableError(
                 f"target {name} cannot be used here: {availability.reason}",

@@ -18,6 +18,7 @@ import torch
 from nasdistill.distill import evaluate
 from nasdistill.errors import NasdistillError, UsageError, is_fatal, one_line
 from nasdistill.host import Host
+from nasdistill.host.configcheck import check_strategy
 from nasdistill.interfaces import Candidate
 from nasdistill.measure import count_macs, environment
 from nasdistill.search.baselines import record_baselines
@@ -81,6 +82,7 @@ def run_search(
     """
     host = host or Host.load(disable=config.plugins.disable)
     components = create_components(config, host)
+    check_strategy(components.strategy, components.setting)
     check_targets(components)
     existed = out.exists()
     run = RunDirectory.create(out)
@@ -148,6 +150,7 @@ def resume_search(
             listener(Event("message", f"warning: {text}"))
         check_plugins(run, host)
         components = create_components(config, host)
+        check_strategy(components.strategy, components.setting)
         check_targets(components)
         check_frozen(run, config, components)
         stack.callback(torch.set_num_threads, torch.get_num_threads())

@@ -23,7 +23,7 @@ import torch
 from optuna.trial import TrialState
 from torch import nn
 
-from nasdistill.errors import UsageError, is_fatal
+from nasdistill.errors import ISOLATED, UsageError, is_fatal
 from nasdistill.files import file_hash
 from nasdistill.interfaces import Candidate, Evaluation, Prepared, SearchSpace
 from nasdistill.measure import Meter
@@ -596,7 +596,7 @@ class Session:
         """Do `work` for a candidate; whatever it raises becomes the trial's outcome. Return whether it went well."""
         try:
             work(candidate)
-        except Exception as error:  # one bad candidate never takes the rest down
+        except ISOLATED as error:  # one bad candidate never takes the rest down
             if is_fatal(error):
                 raise OSError(failure_text(error)) from error
             self._finish(candidate, "failed", failure_text(error))

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from nasdistill.distill import train
-from nasdistill.errors import NasdistillError, TrialFailure, is_fatal, one_line
+from nasdistill.errors import ISOLATED, NasdistillError, TrialFailure, is_fatal, one_line
 from nasdistill.interfaces import SearchSpace
 from nasdistill.measure import Meter
 from nasdistill.measure.proxies import ProxyOutcome, run_proxy
@@ -80,7 +80,7 @@ class Outcome:
     seconds: float = 0.0
 
 
-def failure_text(error: Exception) -> str:
+def failure_text(error: BaseException) -> str:
     """Return what an exception says about a trial, in one line."""
     if isinstance(error, TrialFailure):
         return f"{error.reason}: {error.message}"
@@ -124,7 +124,7 @@ class Workbench:
                 found = self._latency(job)
             else:
                 found = self._distill(job, progress, should_stop)
-        except Exception as error:  # one bad candidate never takes the rest down
+        except ISOLATED as error:  # one bad candidate never takes the rest down
             return Outcome({}, failure_text(error), is_fatal(error), time.monotonic() - start)
         if self._inherited:
             found["inherited"] = self._inherited

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from nasdistill.errors import NasdistillError, TrialFailure
+from nasdistill.errors import ISOLATED, NasdistillError, TrialFailure, one_line
 from nasdistill.search.work import Job, Outcome, StopSearch, Workbench, failure_text
 
 _POLL = 0.1
@@ -169,9 +169,10 @@ class _Slot:
             self.open()
             try:
                 self.pid = self._ready.result(timeout=600)
-            except Exception as error:
+            except ISOLATED as error:
                 self.kill()
-                raise NasdistillError(f"worker process {self.number} cannot open the run: {error}") from error
+                why = error if isinstance(error, NasdistillError) else one_line(error)
+                raise NasdistillError(f"worker process {self.number} cannot open the run: {why}") from error
             try:
                 self.future = self._executor.submit(_work, self.orders, job)
             except Exception:  # it died while it had nothing to do, which is no job's fault: a new one

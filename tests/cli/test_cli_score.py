@@ -164,7 +164,7 @@ def test_a_proxy_that_raises_is_a_null_with_a_problem(cli_here, score, tmp_path)
 
                 @hookimpl
                 def nasdistill_proxies():
-                    names = ("bad", "nan", "rude")
+                    names = ("bad", "nan", "rude", "quitter", "chatty")
                     return [ProxySpec(name, f"acme_scores:{name.title()}", "a proxy") for name in names]
             """,
             "acme_scores": """
@@ -179,6 +179,15 @@ def test_a_proxy_that_raises_is_a_null_with_a_problem(cli_here, score, tmp_path)
                     def score(self, candidate):
                         return ProxyScore(float("nan"))
 
+                class Quitter(Proxy):
+                    def score(self, candidate):
+                        raise SystemExit(3)
+
+                class Chatty(Proxy):
+                    def score(self, candidate):
+                        print("look at me")
+                        return ProxyScore(2.0)
+
                 class Rude(Proxy):
                     def score(self, candidate):
                         torch.set_default_dtype(torch.float64)
@@ -189,9 +198,12 @@ def test_a_proxy_that_raises_is_a_null_with_a_problem(cli_here, score, tmp_path)
     )
     words = ("--space", "resnet_s0", "--arch", SMALL, "--arch", '{"width": 16}')
     words += ("--proxy", "bad", "--proxy", "nan", "--proxy", "rude", "--proxy", "acme:bad", "--proxy", "params")
+    words += ("--proxy", "quitter", "--proxy", "chatty")
     for row in score(*words, site=tmp_path / "site"):
         assert row["scores"].pop("params") > 0
-        assert row["scores"] == {"bad": None, "nan": None, "rude": None, "acme:bad": None}
+        assert row["scores"].pop("chatty") == 2.0  # what it prints is kept off the JSON
+        assert row["scores"] == {"bad": None, "nan": None, "rude": None, "acme:bad": None, "quitter": None}
+        assert row["problems"]["quitter"] == "it called sys.exit(3)"
         assert row["problems"]["bad"] == row["problems"]["acme:bad"] == "RuntimeError: it does not work"
         assert row["problems"]["nan"] == "its score is nan"
         assert "default dtype" in row["problems"]["rude"]
@@ -199,6 +211,8 @@ def test_a_proxy_that_raises_is_a_null_with_a_problem(cli_here, score, tmp_path)
     assert result.returncode == 0
     assert result.stderr.count("it does not work") == 2  # once per name, however many architectures
     assert "2 architectures" in result.stderr
+    assert "look at me" not in result.stdout
+    assert "look at me" in result.stderr
 
 
 POOLED = {
