@@ -1,18 +1,21 @@
 """Check a configuration against what is installed: every named component exists and takes its options.
 
-Components are imported for their options models and nothing is created, so a mistake shows before any work starts.
+Components are imported for their options models, so a mistake shows before any work starts. Only the strategy is
+created: it says whether it can work with the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from nasdistill.errors import ConfigError, NasdistillError
+from nasdistill.errors import ConfigError, NasdistillError, one_line
+from nasdistill.host.importing import ISOLATED
 from nasdistill.spec.component import Kind
 
 if TYPE_CHECKING:
     from nasdistill.host.manager import Host
+    from nasdistill.interfaces import SearchSetting, Strategy
     from nasdistill.spec.config import RunConfig
 
 
@@ -59,7 +62,52 @@ def config_problems(config: RunConfig, host: Host, *, where: str) -> list[Nasdis
             problem = type(error)(f"{where}: {place} {error.message}", hint=error.hint)
             problem.__cause__ = error.__cause__
             problems.append(problem)
+    if not problems:
+        try:
+            search = config.search
+            strategy = host.create(Kind.STRATEGY, search.strategy, search.strategy_options)
+            check_strategy(strategy, search_setting(config, host))
+        except NasdistillError as error:
+            problems.append(type(error)(f"{where}: {error.message}", hint=error.hint))
     return problems
+
+
+def check_strategy(strategy: Strategy, setting: SearchSetting) -> None:
+    """Have a strategy look at what a search is configured with.
+
+    Raises:
+        NasdistillError: it refuses, or its check failed.
+    """
+    try:
+        strategy.check(setting)
+    except NasdistillError:
+        raise
+    except ISOLATED as error:
+        raise NasdistillError(
+            f"strategy {strategy.id} failed when it looked at the configuration: {one_line(error)}",
+            hint="Tell the authors of the plugin, or choose another one: --strategy funnel.",
+        ) from error
+
+
+def search_setting(config: RunConfig, host: Host) -> SearchSetting:
+    """Return what a strategy may depend on, of a configuration whose components are all installed."""
+    from nasdistill.interfaces import SearchSetting
+
+    return SearchSetting(
+        spaces=tuple(short_names(host.canonical(Kind.SEARCH_SPACE, item.name) for item in config.space)),
+        targets=tuple(host.canonical(Kind.TARGET, item.name) for item in config.target),
+        proxies=tuple(short_names(host.canonical(Kind.PROXY, item.name) for item in config.proxy)),
+        trials=config.search.trials,
+    )
+
+
+def short_names(identifiers: Iterable[str]) -> list[str]:
+    """Return each canonical id's bare name, or all of it (``plugin_name``) where an earlier one has that name."""
+    names: list[str] = []
+    for identifier in identifiers:
+        bare = identifier.split(":", 1)[-1]
+        names.append(identifier.replace(":", "_") if bare in names else bare)
+    return names
 
 
 def check_config(config: RunConfig, host: Host, *, where: str) -> None:

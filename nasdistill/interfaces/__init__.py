@@ -23,7 +23,7 @@ from nasdistill.interfaces.proxy import Proxy, ProxyInput, ProxyScore
 from nasdistill.interfaces.recipe import Recipe, RecipeRunner, Stage, StageResult
 from nasdistill.interfaces.signals import ModelGeometry, Signal, Site, SiteNeeds, SiteShape, Trace
 from nasdistill.interfaces.space import InheritReport, ModelingSource, SearchSpace, SubSpace, Supernet
-from nasdistill.interfaces.strategy import Candidate, SearchSession, Strategy
+from nasdistill.interfaces.strategy import Candidate, SearchSession, SearchSetting, Strategy
 from nasdistill.interfaces.target import Availability, Prepared, PrepareRequest, Target
 from nasdistill.interfaces.task import Evaluation, Metric, Split, Task
 from nasdistill.interfaces.teacher import SingleTeacher, Teacher, TeacherSession, Tracer
@@ -35,7 +35,7 @@ __all__ = [
     "DistillationLoss", "Evaluation", "Example", "ExportRequest", "Exporter", "Finding", "InheritReport", "Metric",
     "ModelAttention", "ModelGeometry", "ModelingSource", "ModuleAttention", "PrepareRequest", "Prepared", "Proxy",
     "ProxyInput", "ProxyScore", "Recipe", "RecipeRunner", "ReducedData", "ReportSection", "SamplerFactory",
-    "SearchSession", "SearchSpace", "Section", "Signal", "SingleTeacher", "Site", "SiteNeeds", "SiteShape", "Split",
+    "SearchSession", "SearchSetting", "SearchSpace", "Section", "Signal", "SingleTeacher", "Site", "SiteNeeds", "SiteShape", "Split",
     "Stage", "StageResult", "StepInfo", "Strategy", "SubSpace", "Supernet", "Target", "Task", "Teacher",
     "TeacherSession", "Terms", "TokenLayout", "Trace", "Tracer", "Transform", "Transformed", "refuse_undeclared",
     "static_shape",

@@ -62,6 +62,23 @@ class Candidate:
         return self.state == "running"
 
 
+@dataclass(frozen=True, slots=True)
+class SearchSetting:
+    """What a search is configured with, as far as a strategy may depend on it.
+
+    Attributes:
+        spaces: the spaces' names.
+        targets: the targets' canonical ids, the primary one first.
+        proxies: the proxies' names, as :attr:`SearchSession.proxies` has them.
+        trials: how many trials the user asked for.
+    """
+
+    spaces: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    proxies: tuple[str, ...] = ()
+    trials: int = 1
+
+
 class SearchSession(Protocol):
     """What a strategy may do. Every method records before it returns, so that a killed run can go on from there.
 
@@ -187,6 +204,13 @@ class Strategy(Component, ABC):
     @abstractmethod
     def run(self, session: SearchSession) -> None:
         """Spend the budget; returns when nothing is left to do."""
+
+    def check(self, setting: SearchSetting) -> None:
+        """Refuse a configuration that this strategy cannot work with, before anything is trained or written.
+
+        Raises:
+            UsageError: says what is missing; ``nasdistill config validate`` shows it as well.
+        """
 
     def trials(self, asked: int) -> int:
         """Return how many trials the study gets when the user asked for `asked`."""

@@ -37,7 +37,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from nasdistill.errors import UsageError, did_you_mean
-from nasdistill.interfaces import Candidate, SearchSession, Strategy
+from nasdistill.interfaces import Candidate, SearchSession, SearchSetting, Strategy
 from nasdistill.measure.proxies import consensus
 from nasdistill.spec.architecture import Architecture
 from nasdistill.spec.options import ComponentOptions
@@ -91,7 +91,7 @@ class TrainingFree(Strategy):
 
     def run(self, session: SearchSession) -> None:
         """Spend the budget."""
-        names = self._deciding(session)
+        names = self._deciding(session.proxies)
         session.series("static", "proxies", total=session.trials)
         scored: list[Candidate] = []
         population: deque[Candidate] = deque(maxlen=self.options.population)
@@ -113,13 +113,21 @@ class TrainingFree(Strategy):
             population.extend(new)  # the oldest leave on the other side
         self._distill(session, scored, names)
 
-    def _deciding(self, session: SearchSession) -> list[str]:
+    def check(self, setting: SearchSetting) -> None:
+        """Refuse a search without the proxies that are to decide.
+
+        Raises:
+            UsageError: none is configured, or not the one that is to decide.
+        """
+        self._deciding(setting.proxies)
+
+    def _deciding(self, known: Sequence[str]) -> list[str]:
         """Return the proxies that decide.
 
         Raises:
             UsageError: none is configured, or not the one that is to decide.
         """
-        wanted, known = self.options.proxy, session.proxies
+        wanted = self.options.proxy
         if not known:
             raise UsageError("the strategy training_free needs a proxy", hint="Name one: --proxy nwot.")
         if wanted is not None and wanted not in known:

@@ -14,10 +14,12 @@ import pytest
 from toys_search import outcome, tiny, write_digits
 
 from nasdistill.cli import main
+from nasdistill.cli.config import to_toml
 from nasdistill.cli.search import override
-from nasdistill.errors import UsageError
+from nasdistill.errors import NasdistillError, UsageError
 from nasdistill.host import Host
-from nasdistill.interfaces import SearchSpace
+from nasdistill.host.configcheck import check_strategy, short_names
+from nasdistill.interfaces import SearchSetting, SearchSpace
 from nasdistill.report import write_report
 from nasdistill.report.sections.proxies import proxies
 from nasdistill.search.advice import Advice
@@ -241,11 +243,12 @@ def test_ranks_know_no_scale():
 
 def test_a_single_proxy_decides_alone_and_must_be_configured():
     strategy = TrainingFree({"proxy": "planted"}, host=None)
-    assert strategy._deciding(SimpleNamespace(proxies=("macs", "planted"))) == ["planted"]
+    assert strategy._deciding(("macs", "planted")) == ["planted"]
+    strategy.check(SearchSetting(proxies=("macs", "planted")))
     with pytest.raises(UsageError, match="planted"):
-        strategy._deciding(SimpleNamespace(proxies=("macs",)))
+        strategy.check(SearchSetting(proxies=("macs",)))
     with pytest.raises(UsageError, match="needs a proxy"):
-        TrainingFree(None, host=None)._deciding(SimpleNamespace(proxies=()))
+        TrainingFree(None, host=None).check(SearchSetting())
 
 
 def test_a_tournament_larger_than_the_population_is_refused():
@@ -481,6 +484,41 @@ def test_a_sampler_leads_a_run_that_can_be_resumed(digits, tmp_path):
     assert outcome(resume_search(tmp_path / "run", host=host()), tmp_path / "run") == expected
     assert expected["counts"]["complete"] == 1
     assert sum(expected["counts"].values()) == 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"proxy": ()}, "needs a proxy"),
+        ({"options": {"proxy": "nwott"}}, "proxy 'nwott', which is to decide, is not configured. Did you mean 'nwot'"),
+    ],
+)
+def test_a_search_without_its_proxy_is_refused_before_anything_is_made(
+    digits, tmp_path, monkeypatch, capsys, changes, message
+):
+    setting = config(digits, **changes)
+    monkeypatch.setattr("nasdistill.search.run.open_parts", lambda *_, **__: pytest.fail("the teacher was opened"))
+    with pytest.raises(UsageError, match=re.escape(message)):
+        run_search(setting, tmp_path / "run", host=host())
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "search.toml").write_text(to_toml(setting.to_json()))
+    assert main(["config", "validate", str(tmp_path / "search.toml")]) == 2
+    assert f"search.toml: {message}" in capsys.readouterr().err.replace("the strategy training_free ", "")
+
+
+def test_a_strategy_that_fails_at_the_configuration_is_named():
+    class Broken(TrainingFree):
+        def check(self, setting):
+            raise ZeroDivisionError("by nought")
+
+    strategy = Broken(None, host=None)
+    strategy.id = "acme:broken"
+    with pytest.raises(NasdistillError, match="strategy acme:broken failed when it looked at the configuration: Zero"):
+        check_strategy(strategy, SearchSetting())
+
+
+def test_names_are_short_while_they_are_different():
+    assert short_names(["proxies:nwot", "acme:nwot", "acme:own"]) == ["nwot", "acme_nwot", "own"]
 
 
 def test_deferred_trials_keep_their_numbers(tmp_path):
