@@ -190,7 +190,7 @@ class Leaking(Logits):
         return {"logits": self.compare(student.signal(LOGITS), teacher.signal(LOGITS), batch)}
 
 
-class OneSided(Logits):
+class Reluctant(Logits):
     """Wants to train the teacher, and does not."""
 
     wants_teacher_grad = True
@@ -236,11 +236,13 @@ class Exponential(Logits):
         return (ours - theirs).square().sum(-1)
 
 
-class Halfway(Embedding):
-    """Mixes what its map computes with the teacher's features, whatever their types."""
+class Expanded(Embedding):
+    """Writes the distance out, |a|^2 - 2 ab + |b|^2, of features that are not centred, and leaves ab to autocast."""
 
     def distance(self, ours, theirs):
-        return F.smooth_l1_loss(ours, torch.lerp(ours, theirs, 0.5))
+        ours, theirs = ours.float() + 2, theirs.float() + 2
+        products = (ours @ theirs.T).diagonal().float()
+        return (ours.square().sum(1) - 2 * products + theirs.square().sum(1)).mean()
 
 
 class Hopeful(Embedding):
@@ -269,7 +271,17 @@ class Vague(Tokens):
         try:
             super().build(student, teacher, layer_map)
         except MismatchError:
-            raise MismatchError(f"{student.label} and {teacher.label} do not fit") from None
+            raise MismatchError(self.told(student, teacher)) from None
+
+    def told(self, student, teacher):
+        return f"{student.label} and {teacher.label} do not fit"
+
+
+class OneSided(Vague):
+    """Refuses with the student's shape only."""
+
+    def told(self, student, teacher):
+        return f"{student.label} has {student[self.ours].shape}, which does not fit {teacher.label}"
 
 
 class AnyMaps(Maps):
@@ -293,6 +305,39 @@ class Hoarding(Logits):
 
     def sites(self):
         return SiteNeeds.of([LOGITS, self.first], [LOGITS])
+
+
+class Beside(Embedding):
+    """Looks at the features beside the logits."""
+
+    def build(self, student, teacher, layer_map):
+        super().build(student, teacher, layer_map)
+        self.map = nn.Identity()
+
+    def sites(self):
+        return SiteNeeds.of([self.ours, LOGITS], [LOGITS])
+
+    def forward(self, student, teacher, batch, step):
+        ours, theirs = student.signal(LOGITS), teacher.signal(LOGITS).detach()
+        size = student.signal(self.ours).tensor.float().mean() * 0
+        return {
+            "logits": mean((ours.tensor.float().mean(-1) - theirs.tensor.float().mean(-1)).abs(), ours.valid) + size
+        }
+
+
+class MapsBeside(Maps):
+    """Looks at the maps beside the hidden states."""
+
+    def build(self, student, teacher, layer_map):
+        super().build(student, teacher, layer_map)
+        self.hidden = student.resolve(Site("hidden", -1)), teacher.resolve(Site("hidden", -1))
+
+    def sites(self):
+        return SiteNeeds.of([self.ours, self.hidden[0]], [self.theirs, self.hidden[1]])
+
+    def forward(self, student, teacher, batch, step):
+        unused = student[self.hidden[0]].float().mean() * 0 + teacher[self.hidden[1]].float().detach().mean() * 0
+        return {name: term + unused for name, term in super().forward(student, teacher, batch, step).items()}
 
 
 class Peeking(Hoarding):
@@ -405,18 +450,33 @@ BROKEN = [
     Broken("terms_are_finite_scalars", spec("logarithm", Logarithm, **CLASSES), "is -inf"),
     Broken("zero_at_identity_is_true", spec("never_zero", Offset, **CLASSES), "with itself gives 0.01"),
     Broken("teacher_gradient_is_as_declared", spec("leaking", Leaking, **CLASSES), "teacher's logits"),
-    Broken("teacher_gradient_is_as_declared", spec("one_sided", OneSided, **CLASSES), "wants_teacher_grad=True"),
+    Broken("teacher_gradient_is_as_declared", spec("reluctant", Reluctant, **CLASSES), "wants_teacher_grad=True"),
     Broken("student_gets_a_gradient", spec("cut", Cut, **CLASSES), "no gradient flows into the student"),
     Broken("repeating_the_batch_changes_nothing", spec("summed", Summed, **OWNED), "every sample twice"),
     Broken("padding_has_no_influence", spec("padded", Padded, **CLASSES), "noise at padded positions"),
     Broken("padding_has_no_influence", spec("diluted", Diluted, **CLASSES), "padded to 11"),
     Broken("large_signals_stay_finite", spec("exponential", Exponential, **CLASSES), "size 1e4"),
-    Broken("autocast_gives_nearly_the_same", spec("halfway", Halfway, **OWNED), "RuntimeError: expected dtype"),
+    Broken("autocast_gives_nearly_the_same", spec("expanded", Expanded, **OWNED), "within bfloat16 autocast"),
     Broken("impossible_pairs_are_refused_in_build", spec("hopeful", Hopeful, **OWNED), "must match the size"),
     Broken(
         "impossible_pairs_are_refused_in_build", spec("blunt", Blunt, level="attention", same_heads=True), "Runtime"
     ),
-    Broken("same_width_is_true", spec("vague", Vague, level="feature", same_width=True), "does not name both"),
+    Broken(
+        "impossible_pairs_are_refused_in_build", spec("vague", Vague, level="feature", same_width=True), "shape of both"
+    ),
+    Broken(
+        "impossible_pairs_are_refused_in_build",
+        spec("one_sided", OneSided, level="feature", same_width=True),
+        "shape of both",
+    ),
+    Broken("nonzero_at_identity_is_true", spec("zero", Logits, zero_at_identity=False, **CLASSES), "gives 0"),
+    Broken("level_is_true", spec("no_logits", Embedding, owns_parameters=True), "features and nothing else"),
+    Broken("level_is_true", spec("no_maps", Embedding, **{**OWNED, "level": "attention"}), "and nothing else"),
+    Broken("level_is_true", spec("no_features", Logits, level="feature", **CLASSES), "logits and nothing else"),
+    Broken("level_is_true", spec("too_deep", Beside), "the student's features, too"),
+    Broken(
+        "level_is_true", spec("mapped", MapsBeside, level="feature", same_heads=True), "the student's attention, too"
+    ),
     Broken("same_width_is_true", spec("any_width", Embedding, same_width=True, **OWNED), "are accepted"),
     Broken("same_width_is_true", spec("one_width", Tokens, level="feature"), "are refused"),
     Broken("same_heads_is_true", spec("any_heads", AnyMaps, level="attention", same_heads=True), "are accepted"),
@@ -424,7 +484,11 @@ BROKEN = [
     Broken("same_classes_is_true", spec("own_classes", Logits), "(5) and the conv teacher (9)"),
     Broken("same_classes_is_true", spec("any_classes", Embedding, same_classes=True, **OWNED), "are accepted"),
     Broken("reads_exactly_its_sites", spec("peeking", Peeking, **CLASSES), "features.0 was not captured"),
-    Broken("reads_exactly_its_sites", spec("hoarding", Hoarding, **CLASSES), "features.0, which is not read"),
+    Broken(
+        "reads_exactly_its_sites",
+        spec("hoarding", Hoarding, level="relation", **CLASSES),
+        "features.0, which is not read",
+    ),
     Broken("owns_parameters_is_true", spec("undeclared", Embedding, level="feature"), "it has 2 parameters"),
     Broken("owns_parameters_is_true", spec("without", Logits, owns_parameters=True, **CLASSES), "on none of 5 pairs"),
     Broken("owns_parameters_is_true", spec("secretive", Secretive, level="feature"), "no registered parameters"),
