@@ -60,10 +60,11 @@ class ProxyTags:
         needs_backward: runs a backward pass.
         pool: the score only has a meaning within a pool of candidates (rank aggregation, as AZ-NAS).
         stochastic: depends on the generator even with the batch fixed.
-        cost: ``"analytic"`` (no forward), ``"forward"``, ``"backward"`` or ``"heavy"`` (many passes).
-        mode: train or eval mode of the scored copy, set by the host before the call.
-        init: ``"network"`` scores the weights as built (or inherited), ``"normal"`` draws conv and linear weights
-            from N(0, 1) first; the initialisation is part of a proxy's definition.
+        cost: ``"analytic"`` (no forward), ``"forward"`` (forwards only), ``"backward"`` (one backward pass per batch,
+            and one more through the teacher where it needs one) or ``"heavy"`` (more of them).
+        mode: a request to the host rather than a promise: train or eval mode of the copies, set before the call.
+        init: a request, too: ``"network"`` scores the weights as built (or inherited), for ``"normal"`` the host draws
+            conv and linear weights from N(0, 1) first; the initialisation is part of a proxy's definition.
     """
 
     needs_data: bool = True
@@ -122,11 +123,13 @@ class LossTags:
     """What a distillation loss looks at.
 
     Attributes:
-        level: the kind of signal.
+        level: the kind of signal: ``"logit"`` reads the logits alone, ``"feature"`` hidden states, stage maps or
+            outputs of blocks, ``"attention"`` queries, keys, values or maps. ``"relation"``, ``"sequence"`` and
+            ``"diffusion"`` say what is done with signals of any kind.
         needs_labels: reads the batch's labels.
         owns_parameters: has trainable parts (projectors, critics, routers) that never reach the export.
         same_width, same_heads, same_classes: the pair of models must agree in these.
-        zero_at_identity: the value is 0 when the student's signals equal the teacher's.
+        zero_at_identity: the value is 0 when the student's signals equal the teacher's; False: it is not.
     """
 
     level: Literal["logit", "feature", "attention", "relation", "sequence", "diffusion"] = "logit"

@@ -230,16 +230,27 @@ def needs_backward_is_true(subject: Subject) -> None:
 
 @check(Kind.PROXY, hint="Set cost to what the proxy does; an analytic one takes candidate.cost where it is given.")
 def cost_is_true(subject: Subject) -> None:
-    """The tag `cost` is true: analytic runs no module, forward no backward pass, backward one."""
-    found, cost = passes(subject), subject.tags.cost
+    """The tag `cost` is true both ways: analytic runs no module, forward no backward pass, heavy more than backward.
+
+    Backward is at most one backward pass for each batch that it needs, and as many through the teacher where it needs
+    one; heavy is more than that. How many forwards run besides is not asked.
+    """
+    found, cost, tags = passes(subject), subject.tags.cost, subject.tags
+    allowed = max(1, subject.create().batches_needed()) * (1 + tags.needs_teacher)
     if cost == "analytic" and found.forwards:
         fail(f"cost='analytic', and modules are called {found.forwards} times although the analytic cost is given")
     if cost != "analytic" and not found.forwards:
         fail(f"cost={cost!r}, and no module is called: it is analytic")
     if cost == "forward" and found.backwards:
         fail("cost='forward', and a backward pass runs")
-    if cost == "backward" and not found.backwards:
-        fail("cost='backward', and no backward pass runs")
+    if cost in ("backward", "heavy") and not found.backwards:
+        fail(f"cost={cost!r}, and no backward pass runs")
+    if cost == "backward" and found.backwards > allowed:
+        fail(
+            f"cost='backward', and {found.backwards} backward passes run where {allowed} would be one each: it is heavy"
+        )
+    if cost == "heavy" and found.watched and found.backwards <= allowed:
+        fail(f"cost='heavy', and only {found.backwards} backward passes run, one each for batches and models")
 
 
 @check(Kind.PROXY, hint="Leave the mode as it comes, or declare the one that you set; dropout may always be off.")

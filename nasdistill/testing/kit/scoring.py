@@ -39,12 +39,14 @@ class Passes:
 
     Attributes:
         forwards: calls of any module.
-        backwards: tensors that a backward pass took up again; 0 when there was none.
+        backwards: backward passes. Those of torch.func cannot be watched: they count as one, and end the count.
+        watched: False when they were met.
         norm_modes: the modes in which batch normalisation ran: True for training.
     """
 
     forwards: int = 0
     backwards: int = 0
+    watched: bool = True
     norm_modes: set[bool] = field(default_factory=set)
 
 
@@ -52,6 +54,7 @@ class Passes:
 def count_passes() -> Iterator[Passes]:
     """Count what is run inside, by whichever function it is started."""
     passes = Passes()
+    tasks: set[int] = set()
 
     def forward(module: nn.Module, inputs: Any) -> None:
         passes.forwards += 1
@@ -59,7 +62,7 @@ def count_passes() -> Iterator[Passes]:
             passes.norm_modes.add(module.training)
 
     def backward(tensor: Tensor) -> Tensor:
-        passes.backwards += 1
+        tasks.add(torch._C._current_graph_task_id())
         return tensor
 
     handle = register_module_forward_pre_hook(forward)
@@ -70,8 +73,9 @@ def count_passes() -> Iterator[Passes]:
     except RuntimeError as error:
         if "saved tensor hooks" not in str(error):
             raise
-        passes.backwards += 1  # torch.func's gradients refuse to be watched, which says that they were asked for
+        passes.watched = False  # torch.func's gradients refuse to be watched, which says that they were asked for
     finally:
+        passes.backwards = len(tasks) + (not passes.watched)
         handle.remove()
 
 
