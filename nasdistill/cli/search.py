@@ -87,11 +87,12 @@ def watch(search: Callable[[Listener], dict[str, Any]], out: Path, host: Host, *
     Raises:
         NasdistillError: the search ended without a student.
     """
-    from nasdistill.cli.output import is_quiet, print_json, say
+    from nasdistill.cli.output import is_quiet, print_json, say, warn
     from nasdistill.cli.progress import Display
     from nasdistill.cli.report import report_after
     from nasdistill.errors import NasdistillError
     from nasdistill.search.events import silent
+    from nasdistill.search.proxyhealth import failure_line
     from nasdistill.search.reasons import nothing_finished
 
     if is_quiet():
@@ -100,6 +101,8 @@ def watch(search: Callable[[Listener], dict[str, Any]], out: Path, host: Host, *
         with Display() as display:
             result = search(display)
     if as_json:
+        for entry in result.get("proxy_failures", ()):
+            warn(failure_line(entry))
         print_json(result)
     else:
         print_front(result)
@@ -210,6 +213,8 @@ def without_preset_cut(
 
 def closing_lines(result: dict[str, Any]) -> list[str]:
     """Return what to say under the table: trials, where the run is, how the proxies did."""
+    from nasdistill.search.proxyhealth import failure_line
+
     trials = result["trials"]
     lines = [
         f"{trials['complete']} distilled in full, {trials['pruned']} pruned, {trials['failed']} failed; "
@@ -223,6 +228,7 @@ def closing_lines(result: dict[str, Any]) -> list[str]:
     if ranks:
         n = max(quality["n"] for quality in result["proxies"].values())
         lines.append(f"Proxies against distilled scores (Spearman, n={n}): {', '.join(ranks)}.")
+    lines += [f"{line[0].upper()}{line[1:]}." for line in map(failure_line, result.get("proxy_failures", ()))]
     if result["front"] and result["front"][0].get("test_score") is None:
         lines.append("Test scores are not known yet: the run did not reach its final report.")
     lines.append(f"Run: {result['run']} (nasdistill show {result['run']})")

@@ -34,7 +34,9 @@ def run(args: argparse.Namespace) -> int:
         print_table(header, [_trial_row(outcome) for outcome in directory.outcomes()], right=_NUMBERS)
     print_front(result)
     goes_on = f"; nasdistill resume {args.run} goes on" if result["state"] not in ("running", "finished") else ""
-    say(f"State: {result['state']}{goes_on}.")
+    # Without a student the reason follows below.
+    why = f" ({result['state_reason']})" if result["state"] == "failed" and result["front"] else ""
+    say(f"State: {result['state']}{why}{goes_on}.")
     if not result["front"] and result["state"] != "running":
         message, hint = nothing_finished(result)
         say(f"{message[0].upper()}{message[1:]}.\n  {hint}")

@@ -212,6 +212,13 @@ class Strategy(Component, ABC):
             UsageError: says what is missing; ``nasdistill config validate`` shows it as well.
         """
 
+    def deciding(self, proxies: Sequence[str]) -> tuple[str, ...]:
+        """Return those of the configured proxies whose scores decide what comes of a candidate; none by default.
+
+        Where all of them fail on every candidate, a search ends early and says why.
+        """
+        return ()
+
     def trials(self, asked: int) -> int:
         """Return how many trials the study gets when the user asked for `asked`."""
         return asked

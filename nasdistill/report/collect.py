@@ -77,6 +77,7 @@ def collect(run: RunDirectory, host: Host | None = None) -> dict[str, Any]:
 
 _EMPTY: Mapping[str, Any] = {
     "run": "", "state": "unknown", "metric": None, "front": [], "seconds": {}, "proxies": {}, "reasons": [],
+    "proxy_failures": [], "state_reason": None,
     "trials": {"complete": 0, "pruned": 0, "failed": 0, "running": 0, "repeated": 0},
     "teacher": {"name": None, "score": None, "test_score": None, "latency_ms": {}, "params": None, "macs": None},
 }  # fmt: skip

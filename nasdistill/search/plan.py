@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from nasdistill.distill import train
+from nasdistill.errors import ISOLATED
+from nasdistill.interfaces import SearchSpace
+from nasdistill.measure.proxies import ProxyOutcome
 from nasdistill.search.events import FINAL_LATENCY, Event
 from nasdistill.search.parts import Parts, parameter_count, space_summary
 from nasdistill.search.session import Session
 from nasdistill.search.summary import abbreviated
 from nasdistill.seeds import derive_seed, seeded
+from nasdistill.spec.architecture import Architecture
 
 _FRONT = 8
 """Students on a front, for the estimate: about so many are timed once more at the end."""
@@ -67,8 +71,13 @@ def pilot(parts: Parts, session: Session) -> dict[str, float]:
 
     The rungs let mostly small candidates through, so the pilot takes the second smallest of nine random ones. The
     timed epoch comes after one with the same data: what the teacher does once for all students is not counted.
+
+    Raises:
+        NasdistillError: all proxies that decide fail on everything.
     """
     found: dict[str, list[float]] = {"proxies": [], "latency": [], "epoch": []}
+    failures: list[dict[str, str | None]] = []
+    further: list[tuple[SearchSpace, Architecture]] = []
     task, config = parts.task, parts.config
     seed = config.search.seed
     once = config.training.model_copy(update={"distinct_epochs": 1})
@@ -77,11 +86,13 @@ def pilot(parts: Parts, session: Session) -> dict[str, float]:
             rng = random.Random(derive_seed(seed, "pilot", space.id))
             archs = sorted((space.sample(rng) for _ in range(9)), key=lambda arch: space.cost(arch, task.io).macs)
             arch = archs[1]
+            further += [(space, archs[4]), (space, archs[7])]
             with seeded(seed, "pilot"):
                 model = space.build(arch, task.io).eval()
             start = time.monotonic()
-            session.bench.run_proxies(model.to(parts.device), space.cost(arch, task.io))
+            outcomes = session.bench.run_proxies(model.to(parts.device), space.cost(arch, task.io))
             found["proxies"].append(time.monotonic() - start)
+            failures.append(_failures(outcomes))
             start = time.monotonic()
             session.meters[session.primary_target].report(model.cpu(), session.example(), name="pilot")
             found["latency"].append(time.monotonic() - start)
@@ -100,9 +111,41 @@ def pilot(parts: Parts, session: Session) -> dict[str, float]:
                 device=parts.device,
             )
             found["epoch"].append(result.history[-1].seconds)
-        except Exception:
+        except ISOLATED:
             continue  # an estimate is not worth failing for; the trial itself will say what is wrong
+    _check_proxies(parts, session, failures, further)
     return {name: sum(values) / len(values) if values else 0.0 for name, values in found.items()}
+
+
+def _check_proxies(
+    parts: Parts,
+    session: Session,
+    failures: list[dict[str, str | None]],
+    further: Sequence[tuple[SearchSpace, Architecture]],
+) -> None:
+    """Refuse a search that is decided by proxies which fail on everything: the pilot's candidates, then a few more.
+
+    Raises:
+        NasdistillError: naming them and the cause.
+    """
+    watch, io = session.proxy_watch, parts.task.io
+    for space, arch in further:
+        if not watch.hopeless(failures):
+            return
+        try:
+            with seeded(parts.config.search.seed, "pilot"):
+                model = space.build(arch, io).eval()
+            failures.append(_failures(session.bench.run_proxies(model.to(parts.device), space.cost(arch, io))))
+        except ISOLATED:
+            continue
+    watch.refuse(failures)
+
+
+def _failures(outcomes: Mapping[str, ProxyOutcome]) -> dict[str, str | None]:
+    """Return proxy -> what went wrong, None where it has a score."""
+    return {
+        name: (outcome.problem or "no score") if outcome.value is None else None for name, outcome in outcomes.items()
+    }
 
 
 def _count(number: int) -> str:

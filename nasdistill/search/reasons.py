@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nasdistill.interfaces import Candidate
+from nasdistill.search.proxyhealth import failure_line
 
 _OPTION = re.compile(r"\((\w+)\)$")
 """A strategy's reason ends with the option that decided, in brackets: ``slower than ... (max_latency_ratio)``."""
@@ -96,10 +97,17 @@ def nothing_finished(result: Mapping[str, Any]) -> tuple[str, str]:
     trials = result["trials"]
     total = sum(trials[state] for state in ("complete", "pruned", "failed", "running"))
     every = f"nasdistill show --trials {result['run']} lists every trial."
+    if result.get("state") == "failed" and result.get("state_reason"):
+        return f"no student was finished, since the run failed: {result['state_reason']}", every
+    if not total and result.get("state") in ("interrupted", "killed"):
+        return f"no student was finished: the run was {result['state']}", f"nasdistill resume {result['run']} goes on."
     if not total:
         return "no student was finished: no architecture was proposed", "A longer --timeout leaves time for some."
     # Somebody who was better survived: being dominated or passed over is never what left nobody.
     decisive = [e for e in result["reasons"] if not e["reason"].startswith(("dominated", "not among"))]
+    dead = [entry for entry in result.get("proxy_failures", ()) if entry["failed"] == entry["of"]]
+    if not decisive and dead:
+        return f"no student was finished: {failure_line(dead[0])}", f"Choose another one with --proxy NAME. {every}"
     if not decisive:
         return "no student is finished", every
     top = decisive[0]

@@ -10,9 +10,10 @@ from typing import Any
 
 from nasdistill.interfaces import Candidate
 from nasdistill.measure.rank import correlation, top_k_regret
+from nasdistill.search.journal import candidate_from_json
 from nasdistill.search.pareto import non_dominated
+from nasdistill.search.proxyhealth import proxy_failures
 from nasdistill.search.reasons import reasons
-from nasdistill.search.session import candidate_from_json
 from nasdistill.spec.measurement import TargetReport
 from nasdistill.store import RunDirectory
 
@@ -26,7 +27,8 @@ def student_id(candidate: Candidate) -> str:
 def build_result(run: RunDirectory) -> dict[str, Any]:
     """Return the result object of any run: finished, running or killed.
 
-    Keys are stable: ``run``, ``state``, ``teacher``, ``front``, ``trials``, ``reasons``, ``seconds``, ``proxies``.
+    Keys are stable: ``run``, ``state``, ``state_reason``, ``teacher``, ``front``, ``trials``, ``reasons``, ``seconds``,
+    ``proxies``, ``proxy_failures``.
     Latencies are in milliseconds by target (the one that the search minimised first), scores in the task's metric.
     """
     config = run.read("config.json") or {}
@@ -34,11 +36,12 @@ def build_result(run: RunDirectory) -> dict[str, Any]:
     final = run.read("final.json") or {}
     outcomes = list(run.outcomes())
     candidates = [candidate_from_json(value) for value in outcomes if "repeats" not in value]
-    primary = teacher.get("primary_target")
+    primary, state = teacher.get("primary_target"), run.state()
     latencies = _latencies(teacher.get("targets", {}), primary)
     return {
         "run": str(run.path),
-        "state": run.state(),
+        "state": state,
+        "state_reason": (run.read("status.json") or {}).get("reason") if state in ("interrupted", "failed") else None,
         "teacher": {
             "name": config.get("teacher", {}).get("name"),
             "score": teacher.get("score"),
@@ -59,6 +62,7 @@ def build_result(run: RunDirectory) -> dict[str, Any]:
         "reasons": reasons(candidates, config.get("constraints") or {}, primary, _value(latencies, primary)),
         "seconds": run.read("seconds.json") or {},
         "proxies": proxy_quality(candidates, _higher(teacher)),
+        "proxy_failures": proxy_failures(outcomes, config.get("proxy") or ()),
     }
 
 

@@ -290,7 +290,7 @@ def _search(
         _end(run, "failed", f"{type(error).__name__}: {error}")
         raise _cannot_write(run, error) from error
     except BaseException as error:
-        _end(run, "failed", f"{type(error).__name__}: {error}")
+        _end(run, "failed", one_line(error))
         if is_fatal(error):
             raise _cannot_write(run, error) from error
         raise

@@ -138,6 +138,10 @@ class Funnel(Strategy):
             return (math.inf, latency)
         return (session.orient(result.score) + 1e-6 * min(result.loss, 100.0), latency)
 
+    def deciding(self, proxies: Sequence[str]) -> tuple[str, ...]:
+        """Return all of them: who goes on is decided by their consensus."""
+        return tuple(proxies)
+
     def plan(self, trials: int) -> list[dict[str, Any]]:
         """Return the expected number of candidates per rung."""
         o = self.options

@@ -182,6 +182,10 @@ class TrainingFree(Strategy):
         session.prune([c for c in session.history() if c.alive and c.number not in chosen], "not among the finalists")
         session.complete(session.distill(finalists, self.options.epochs, "full"))
 
+    def deciding(self, proxies: Sequence[str]) -> tuple[str, ...]:
+        """Return the proxies that the score is made of."""
+        return tuple(self._deciding(proxies))
+
     def trials(self, asked: int) -> int:
         """Return the number of evaluations, each of which is a trial."""
         return self.options.evaluations or _PER_TRIAL * asked

@@ -11,10 +11,14 @@ import pytest
 import torch
 from toys_search import tiny, write_digits
 
+from nasdistill.cli.search import closing_lines
 from nasdistill.errors import NasdistillError, TargetUnavailableError, UsageError
 from nasdistill.host import Host
 from nasdistill.interfaces import Candidate
+from nasdistill.report.collect import collect
+from nasdistill.report.sections.proxies import proxies
 from nasdistill.search.pareto import non_dominated
+from nasdistill.search.proxyhealth import ProxyWatch
 from nasdistill.search.reasons import nothing_finished, reasons
 from nasdistill.search.result import build_result
 from nasdistill.search.run import run_search
@@ -222,8 +226,16 @@ def test_a_proxy_that_raises_costs_only_its_score(digits, tmp_path):
         return proxy
 
     host = _Wrapped(Host.load(third_party=False), Kind.PROXY, change)
-    result = run_search(tiny(digits), tmp_path / "run", host=host)
+    events = []
+    result = run_search(tiny(digits), tmp_path / "run", host=host, listener=events.append)
     assert result["front"]
+    (told,) = [event.text for event in events if event.text.startswith("warning: proxy")]
+    assert told == "warning: proxy proxies:nwot failed on trial 0: RuntimeError: proxy is broken"
+    (failure,) = result["proxy_failures"]
+    assert failure["failed"] == failure["of"] > 3
+    said = f"roxy nwot failed on {failure['failed']} of {failure['failed']} candidates: RuntimeError: proxy is broken"
+    assert f"P{said}." in closing_lines(result)
+    assert f"P{said}" in str(proxies(collect(RunDirectory.open(tmp_path / "run"))).html)
     scored = [o for o in RunDirectory.open(tmp_path / "run").outcomes() if o["proxies"]]
     assert scored
     assert all(o["proxies"]["nwot"] is None for o in scored)
@@ -348,6 +360,42 @@ def test_a_teacher_that_a_target_refuses_ends_the_run_with_nothing_left_behind(d
     with pytest.raises(TrialFailure, match="teacher cannot be exported"):
         run_search(tiny(digits), tmp_path / "run", host=host)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("strategy", ["funnel", "training_free"])
+def test_a_search_that_no_proxy_can_lead_ends_early_and_says_why(digits, tmp_path, strategy):
+    def change(proxy, name):
+        proxy.score = lambda candidate: (_ for _ in ()).throw(SystemExit(3))
+        return proxy
+
+    host = _Wrapped(Host.load(third_party=False), Kind.PROXY, change)
+    options = {"max_latency_ratio": 100.0}
+    config = tiny(digits, proxy=[{"name": "nwot"}], search__strategy=strategy, search__strategy_options=options)
+    with pytest.raises(NasdistillError) as caught:
+        run_search(config, tmp_path / "run", host=host)
+    why = (
+        "nothing can decide this search: proxy proxies:nwot failed on all 6 candidates of the pilot: it called sys.exit"
+    )
+    assert why in caught.value.message
+    assert "score --sample 3 --proxy proxies:nwot" in caught.value.hint
+    run = RunDirectory.open(tmp_path / "run")
+    assert not list(run.outcomes())
+    message, hint = nothing_finished(build_result(run))
+    assert why in message
+    assert "--timeout" not in hint
+
+
+def test_proxies_that_fail_on_everything_end_a_search_that_is_under_way():
+    events = []
+    watch = ProxyWatch({"a": "acme:a", "b": "acme:b"}, ("a",), events.append)
+    for number in range(19):
+        watch.note(number, {"a": None, "b": 1.0}, {"a": "oh no"})
+    with pytest.raises(NasdistillError, match="acme:a failed on all 20 candidates: oh no"):
+        watch.note(19, {"a": None, "b": 1.0}, {"a": "oh no"})
+    assert [event.text for event in events] == ["warning: proxy acme:a failed on trial 0: oh no"]
+    saved = ProxyWatch({"a": "acme:a", "b": "acme:b"}, ("a", "b"), events.append)
+    for number in range(40):
+        saved.note(number, {"a": None, "b": 1.0}, {"a": "oh no"})
 
 
 def test_a_pilot_that_fails_costs_only_the_estimate(digits, tmp_path):

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from markupsafe import Markup
+
 from nasdistill.interfaces import Section
 from nasdistill.report.charts import Span, spans
 from nasdistill.report.markup import Cell, figure, listed, paragraph, score, table
+from nasdistill.search.proxyhealth import failure_line
 
 SIZE = ("params", "macs")
 
@@ -44,11 +47,13 @@ def proxies(run: Mapping[str, Any]) -> Section:
     data = run["proxies"]
     known = {name: quality for name, quality in data.items() if quality.get("spearman") is not None}
     title = "What the proxies were worth"
+    failures = list(run.get("proxy_failures", ()))
+    failed = listed([f"{line[0].upper()}{line[1:]}." for line in map(failure_line, failures)]) if failures else Markup()
     if not known:
         n = max((quality.get("n", 0) for quality in data.values()), default=0)
         students = "student was" if n == 1 else "students were"
         words = f"Only {n} {students} distilled: rank correlations need at least three that differ."
-        return Section(title, paragraph(words), {"n": n})
+        return Section(title, failed + paragraph(words), {"n": n, "failures": failures})
     n, rung = max(q["n"] for q in known.values()), next(iter(known.values()))["rung"]
     order = sorted(known, key=lambda name: -known[name]["spearman"])
     rows = [
@@ -71,7 +76,7 @@ def proxies(run: Mapping[str, Any]) -> Section:
         regret = quality.get("top3_regret")
         row.append("–" if regret is None else Cell(score(regret, run.get("metric")), regret))
         cells.append([*row, Cell(str(quality.get("n", 0)), quality.get("n", 0))])
-    html = paragraph(
+    html = failed + paragraph(
         f"Scores of {n} students after rung “{rung}”, ranked by each proxy before any training. Plain size "
         "(square marks) is the rival every proxy has to beat. These students were chosen with the proxies' help, which "
         "narrows the range and lowers the correlations; with few students the intervals are wide.",
@@ -87,4 +92,4 @@ def proxies(run: Mapping[str, Any]) -> Section:
         ["proxy", "Spearman", "Kendall", "regret of the top 3", "n"], cells,
         caption="Proxies against distilled scores; regret is what training only its three favourites would have lost",
     )  # fmt: skip
-    return Section(title, html, {"verdicts": verdicts(data), "n": n, "rung": rung})
+    return Section(title, html, {"verdicts": verdicts(data), "n": n, "rung": rung, "failures": failures})
