@@ -13,8 +13,8 @@ from nasdistill.files import read_json
 from nasdistill.host import Host
 from nasdistill.interfaces import Candidate
 from nasdistill.library.students import Source, Student
+from nasdistill.search.journal import candidate_from_json
 from nasdistill.search.result import build_result, front_of, student_id
-from nasdistill.search.session import candidate_from_json
 from nasdistill.spec.architecture import Architecture
 from nasdistill.spec.component import Kind
 from nasdistill.spec.config import RunConfig, parse_config

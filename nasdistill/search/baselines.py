@@ -17,11 +17,11 @@ from torch import nn
 
 from nasdistill.distill import evaluate, train
 from nasdistill.errors import ISOLATED, NasdistillError, is_fatal, one_line
-from nasdistill.interfaces import Prepared
 from nasdistill.measure import count_macs
 from nasdistill.search.events import Event, Listener
 from nasdistill.search.parts import parameter_count
-from nasdistill.search.session import TEACHER, Session
+from nasdistill.search.session import Session
+from nasdistill.search.together import TEACHER, time_together
 from nasdistill.search.work import StopSearch
 from nasdistill.seeds import derive_seed
 from nasdistill.spec.measurement import Budget
@@ -147,16 +147,11 @@ def _time(session: Session, model: nn.Module, budget: Budget) -> dict[str, Any]:
     found: dict[str, Any] = {}
     teacher = session.parts.teacher.model.cpu()
     for name, meter in session.meters.items():
-        prepared: dict[str, Prepared] = {}
+        models = {TEACHER: lambda: teacher, "truncated": model.cpu}
         try:
-            for label, network in ((TEACHER, teacher), ("truncated", model.cpu())):
-                prepared[label] = meter.prepare(network, session.parts.task.example(1), label)
-            report = meter.report_prepared(prepared, baseline=TEACHER, budget=budget)["truncated"]
+            report = time_together(meter, models, session.parts.task.example(1), budget)["truncated"]
         except NasdistillError:
             continue  # no latency on this target: a network that cannot be exported has none
-        finally:
-            for item in prepared.values():
-                item.close()
         beside = session.teacher_reports.get(name)
         if beside is not None:
             ratio, scale = report.info["ratio"], beside.latency.value_ms

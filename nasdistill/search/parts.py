@@ -37,6 +37,7 @@ from nasdistill.interfaces import (
     Teacher,
     TeacherSession,
 )
+from nasdistill.spec.architecture import Architecture
 from nasdistill.spec.component import Kind, ProxyTags
 from nasdistill.spec.config import RunConfig
 
@@ -85,6 +86,10 @@ class Parts:
     def spaces(self) -> dict[str, SearchSpace]:
         """Prefix -> space."""
         return self.components.spaces
+
+    def space_of(self, architecture: Architecture) -> SearchSpace:
+        """Return the space an architecture belongs to."""
+        return next(space for space in self.spaces.values() if space.id == architecture.space)
 
 
 def create_components(config: RunConfig, host: Host) -> Components:

@@ -156,9 +156,8 @@ class Session:
         while len(found) < n and self.remaining > 0 and misses < GIVE_UP:
             repeats = self._repeats
             self._check_stop()
-            candidate = self._start(
-                *self.proposals.ask(len(self.candidates), self.journal.architecture(len(self.candidates)))
-            )
+            number = len(self.candidates)
+            candidate = self._start(*self.proposals.ask(number, self.journal.architecture(number)))
             # A small space runs out of new points: the sampler is asked a few more times, then we go on without.
             misses = misses + 1 if self._repeats > repeats else 0
             if candidate.alive:

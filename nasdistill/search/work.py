@@ -224,7 +224,7 @@ class Workbench:
 
     def space(self, arch: Architecture) -> SearchSpace:
         """Return the space an architecture belongs to."""
-        return next(s for s in self.parts.spaces.values() if s.id == arch.space)
+        return self.parts.space_of(arch)
 
     def build(
         self,
