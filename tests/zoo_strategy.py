@@ -61,6 +61,16 @@ class Moody(Sound):
         return session.distill(keep, 1 + int(torch.randint(0, 1000, ()).item()), "full")
 
 
+class Wavering(Sound):
+    """Tosses a coin whether to go on."""
+
+    def run(self, session):
+        while session.remaining > 0 and (asked := session.ask(1)):
+            session.complete(self.distil(session, asked))
+            if torch.rand(()) < 0.2:
+                break
+
+
 class Trusting(Sound):
     """Believes that every training succeeds."""
 
@@ -139,6 +149,7 @@ BROKEN = [
     Broken("completes_students", spec("fearful", Fearful), "none of 12 trials"),
     Broken("gives_reasons", spec("curt", Curt), "without a reason"),
     Broken("decides_by_the_session_alone", spec("moody", Moody), "with other global seeds"),
+    Broken("decides_by_the_session_alone", spec("wavering", Wavering), "and None"),
     Broken("survives_failing_trials", spec("trusting", Trusting), "somebody died"),
     Broken("survives_total_failure", spec("counting", Counting), "IndexError"),
     Broken("ends_when_the_space_is_exhausted", spec("greedy", Greedy), "does not end"),

@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,12 @@ class ProcessState:
             os.environ.update(self._environment)
         sys.path[:] = self._path
         os.chdir(self._folder)
+
+
+def first_difference(one: Sequence[Any], other: Sequence[Any]) -> tuple[int, Any, Any] | None:
+    """Return where two sequences part and what each has there (None beyond its end); None when they are equal."""
+    pairs = enumerate(zip_longest(one, other))
+    return next(((place, a, b) for place, (a, b) in pairs if a != b), None)
 
 
 def same(first: Any, second: Any, where: str = "result") -> str:

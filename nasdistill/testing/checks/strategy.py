@@ -16,6 +16,7 @@ from nasdistill.testing.kit.models import DIGITS
 from nasdistill.testing.kit.session import PlannedSession
 from nasdistill.testing.kit.space import TINY_SPACE
 from nasdistill.testing.registry import CheckFailed, check, exercise, fail, skip
+from nasdistill.testing.state import first_difference
 from nasdistill.testing.subject import Subject
 
 TRIALS = 12
@@ -82,9 +83,9 @@ def decides_by_the_session_alone(subject: Subject) -> None:
         other = Subject(subject.host, subject.record, subject.example, seed=seed)
         with torch.random.fork_rng(devices=[]):
             runs.append(told(run(other, seed=subject.seed)))
-    if runs[0] != runs[1]:
-        first = next(i for i, pair in enumerate(zip(*runs, strict=False)) if pair[0] != pair[1])
-        fail(f"with other global seeds, trial {first} is another: {runs[0][first]} and {runs[1][first]}")
+    difference = first_difference(*runs)
+    if difference:
+        fail("with other global seeds, trial {} is another: {} and {}".format(*difference))
 
 
 @check(Kind.STRATEGY, hint="Go on with what the evaluating methods return: the candidates that are still alive.")

@@ -17,6 +17,7 @@ from nasdistill.spec.component import Kind
 from nasdistill.spec.options import ComponentOptions, parse_options
 from nasdistill.testing.checks.search_space.cases import NAME, first_case, networks_differ, points, samples, told
 from nasdistill.testing.registry import check, fail, skip
+from nasdistill.testing.state import first_difference
 from nasdistill.testing.subject import Subject
 
 
@@ -52,10 +53,9 @@ def axes_are_the_same_in_every_call(subject: Subject) -> None:
         ("a second call", facts_of(space.axes())),
         ("another instance", facts_of(subject.create().axes())),
     ):
-        if now != before:
-            fail(
-                f"axes() of {who} differ: {next(pair for pair in zip(before, now, strict=False) if pair[0] != pair[1])}"
-            )
+        difference = first_difference(before, now)
+        if difference:
+            fail("axes() of {} differ: axis {} is {} and {}".format(who, *difference))
 
 
 def facts_of(axes: tuple[Axis, ...]) -> list[tuple[Any, ...]]:
