@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
+import sys
 import threading
+from typing import ClassVar
 
 import torch
 from pydantic import BaseModel, Field, field_validator
 from zoo_base import Broken
 
-from nasdistill.interfaces import Proxy, ProxyInput, ProxyScore
+from nasdistill.interfaces import Example, Proxy, ProxyInput, ProxyScore
 from nasdistill.spec.component import ProxySpec, ProxyTags, Requirement
 from nasdistill.spec.options import ComponentOptions
 
@@ -33,6 +35,51 @@ class WantsMore(Sound):
     def __init__(self, options=None, *, host=None):
         super().__init__(options, host=host)
         raise RuntimeError("no licence found")
+
+
+class Refuses(Sound):
+    """Ends the process when it does not like the machine."""
+
+    def __init__(self, options=None, *, host=None):
+        super().__init__(options, host=host)
+        sys.exit("no gpu")
+
+
+class Quits(Sound):
+    """Believes to be the main program."""
+
+    def score(self, candidate):
+        sys.exit(0)
+
+
+class DictExample(Sound):
+    """Writes its example as JSON."""
+
+    examples = ({"options": {}},)
+
+
+class OneExample(Sound):
+    """Forgets the comma."""
+
+    examples = Example()
+
+
+class ListedOptions(Sound):
+    """Lists what it is created with."""
+
+    examples = (Example(options=["factor"]),)
+
+
+class ListedFailures(Sound):
+    """Names what it fails, not why."""
+
+    expected_failures: ClassVar = ["prints_nothing"]
+
+
+class Unreasoned(Sound):
+    """Keeps the reason to itself."""
+
+    expected_failures: ClassVar = {"prints_nothing": ""}
 
 
 class Raises(Sound):
@@ -152,8 +199,15 @@ BROKEN = [
     Broken("can_be_imported", spec("missing", Sound, target="zoo_common:NoSuchClass"), "NoSuchClass"),
     Broken("can_be_imported", spec("no_proxy", NotAProxy), "does not derive from Proxy"),
     Broken("can_be_imported", spec("unnamed_options", Shrinking), "does not name their model"),
+    Broken("can_be_imported", spec("dict_example", DictExample), "examples[0] is a dict, not an Example"),
+    Broken("can_be_imported", spec("one_example", OneExample), "examples is one Example, not a tuple"),
+    Broken("can_be_imported", spec("listed_options", ListedOptions), "examples[0] has a list for its options"),
+    Broken("can_be_imported", spec("listed_failures", ListedFailures), "expected_failures is a list, not a mapping"),
+    Broken("can_be_imported", spec("unreasoned", Unreasoned), "'prints_nothing': ''"),
     Broken("can_be_created", spec("wants_more", WantsMore), "no licence found"),
+    Broken("can_be_created", spec("refuses", Refuses), "it called sys.exit('no gpu')"),
     Broken("works", spec("raises", Raises), "ZeroDivisionError"),
+    Broken("works", spec("quits", Quits), "it called sys.exit(0)"),
     Broken("names_its_source", spec("sourceless", Sound, references=()), "references is empty"),
     Broken("names_its_source", spec("misquoted", Sound, references=("arxiv 2303.15678",)), "arxiv 2303.15678"),
     Broken("is_documented", spec("undocumented", Undocumented), "no docstring"),

@@ -63,6 +63,11 @@ def is_quiet() -> bool:
     return _quiet
 
 
+def is_verbose() -> bool:
+    """Return whether the user asked for more (``-v``)."""
+    return _verbose > 0
+
+
 def info(text: str) -> None:
     """Print progress to stderr, unless quiet."""
     if not _quiet:

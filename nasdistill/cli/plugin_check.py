@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import math
+import shutil
+import sys
 from collections import Counter
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nasdistill.host import Host
-    from nasdistill.testing import CheckResult
+    from nasdistill.testing import BoundCheck, CheckResult
+    from nasdistill.testing.pluginchecks import PluginCheck
+
+SECONDS = 300.0
+"""Which no check of a sound component takes, not on a slow machine and not a thorough one."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +23,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="plugin (proxies) or component (synflow, proxies:synflow)")
     parser.add_argument("--kind", metavar="K", help="which kind, where several have a component of that name")
     parser.add_argument("--thorough", action="store_true", help="the slow checks too")
+    parser.add_argument(
+        "--timeout", metavar="SECONDS", type=_seconds, default=SECONDS,
+        help=f"a check that takes longer has failed (default {SECONDS:g}; 0: none has)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="JSON instead of a table")
+
+
+def _seconds(text: str) -> float:
+    """Read a number of seconds."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds (0: no limit)")
+    return seconds
 
 
 def run(args: argparse.Namespace) -> int:
@@ -27,7 +48,14 @@ def run(args: argparse.Namespace) -> int:
     from nasdistill.testing.results import failures
 
     host = load_host(args)
-    results = _check(args, host, _progress(output.info))
+    progress = Progress()
+    try:
+        results = _check(args, host, progress)
+    except KeyboardInterrupt as stop:  # somebody had enough of waiting: for what?
+        stop.args = (*stop.args, f"it was {progress.title}" if progress.title else "nothing was checked yet")
+        raise
+    finally:
+        progress.close()
     broken = failures(results)
     if args.json:
         output.print_json({"name": args.name, "ok": not broken, "results": [item.to_json() for item in results]})
@@ -43,32 +71,63 @@ def run(args: argparse.Namespace) -> int:
     return 1 if broken else 0
 
 
-def _check(args: argparse.Namespace, host: Host, on_result: Callable[[CheckResult], None]) -> list[CheckResult]:
+def _check(args: argparse.Namespace, host: Host, progress: Progress) -> list[CheckResult]:
     """Check the plugin of that name, else the component."""
-    from nasdistill.cli.plugins import choose, kind_name
+    from nasdistill.cli.plugins import choose, kind_name, refuse_disabled
     from nasdistill.testing import check_component, check_plugin
 
+    refuse_disabled(host, args.name)
     # A plugin may have a component of its own name; its own checks include that.
     plugin = args.kind is None and args.name in {item.name for item in host.plugins()}
     record = None if plugin else choose(host, args.name, kind_name(args.kind))
     if record is None:
-        return check_plugin(args.name, host=host, thorough=args.thorough, on_fail="record", on_result=on_result)
+        return check_plugin(
+            args.name, host=host, thorough=args.thorough, on_fail="record", on_start=progress, timeout=args.timeout
+        )
     return check_component(
-        record.id, kind=record.kind, host=host, thorough=args.thorough, on_fail="record", on_result=on_result
-    )
+        record.id, kind=record.kind, host=host, thorough=args.thorough, on_fail="record", on_start=progress,
+        timeout=args.timeout,
+    )  # fmt: skip
 
 
-def _progress(say: Callable[[str], None]) -> Callable[[CheckResult], None]:
-    """Return a listener that says which component has its turn, since some take seconds."""
-    last = ""
+class Progress:
+    """Says on stderr what has its turn, since some checks take seconds and one may never end.
 
-    def listen(result: CheckResult) -> None:
-        nonlocal last
-        if result.component != last:
-            last = result.component
-            say(f"checking {result.kind.replace('_', ' ')} {last}")
+    On a terminal one line names the running check; elsewhere there is a line for each component, and with ``-v`` for
+    each check.
 
-    return listen
+    Attributes:
+        title: the check that began last; empty before the first.
+    """
+
+    def __init__(self) -> None:
+        from nasdistill.cli import output
+
+        self._live = output.is_terminal(sys.stderr) and not output.is_quiet() and not output.is_verbose()
+        self._last = ("", "")
+        self.title = ""
+
+    def __call__(self, item: BoundCheck | PluginCheck) -> None:
+        """Name a check that begins."""
+        from nasdistill.cli import output
+
+        if self._live:
+            room = shutil.get_terminal_size().columns - 1
+            self._show(f"checking {item.title}"[:room])
+        elif output.is_verbose():
+            output.detail(f"checking {item.title}")
+        elif item.about != self._last:
+            output.info(f"checking {item.about[0].replace('_', ' ')} {item.about[1]}")
+        self._last, self.title = item.about, item.title
+
+    def close(self) -> None:
+        """Leave an empty line behind."""
+        if self._live:
+            self._show("")
+
+    def _show(self, text: str) -> None:
+        sys.stderr.write(f"\r\x1b[2K{text}")
+        sys.stderr.flush()
 
 
 def _print(results: list[CheckResult]) -> None:

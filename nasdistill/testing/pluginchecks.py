@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import metadata
 
 from nasdistill.errors import UsageError, did_you_mean
 from nasdistill.host import Host, PluginRecord
+from nasdistill.host.discovery import HOME
+from nasdistill.testing.attempt import attempt
+from nasdistill.testing.dependencies import undeclared
 from nasdistill.testing.probing import import_alone
-from nasdistill.testing.registry import CheckFailed, CheckSkipped, fail, skip, skip_test
-from nasdistill.testing.results import CheckResult, Status
+from nasdistill.testing.registry import fail, need_docstrings, skip, skip_test
+from nasdistill.testing.results import CheckResult, title
 from nasdistill.testing.subject import origin
 
 
@@ -39,17 +43,25 @@ class PluginCheck:
         """Name for a test runner."""
         return f"{self.plugin.name}-{self.name}"
 
-    def run(self) -> CheckResult:
-        """Run the check and return what came out."""
+    @property
+    def about(self) -> tuple[str, str]:
+        """What is checked: a plugin, and its name."""
+        return "plugin", self.plugin.name
+
+    @property
+    def title(self) -> str:
+        """What people call it: ``plugin acme: loads``."""
+        return title(*self.about, "", self.name)
+
+    def run(self, *, timeout: float = 0.0) -> CheckResult:
+        """Run the check and return what came out; nothing but an interrupt is raised.
+
+        Args:
+            timeout: seconds after which it has failed; 0: never.
+        """
         start = time.perf_counter()
-        status: Status = "passed"
-        message = ""
-        try:
-            self.function(self.host, self.plugin)
-        except CheckSkipped as reason:
-            status, message = "skipped", str(reason)
-        except CheckFailed as failure:
-            status, message = "failed", f"plugin {self.plugin.name} {origin(self.plugin)}: {failure}"
+        who = f"plugin {self.plugin.name} {origin(self.plugin)}"
+        status, message = attempt(lambda: self.function(self.host, self.plugin), who, seconds=timeout)
         return CheckResult(
             component=self.plugin.name, kind="plugin", check=self.name, example="", status=status, message=message,
             rule=self.rule, hint=self.hint, seconds=time.perf_counter() - start,
@@ -68,8 +80,9 @@ def plugin_checks(host: Host, name: str) -> Iterator[PluginCheck]:
     """Yield the checks of a plugin.
 
     Raises:
-        UsageError: no such plugin.
+        UsageError: no such plugin, or Python runs with ``-OO``.
     """
+    need_docstrings()
     plugin = next((item for item in host.plugins() if item.name == name), None)
     if plugin is None:
         known = [item.name for item in host.plugins()]
@@ -104,22 +117,53 @@ def imports_light(host: Host, plugin: PluginRecord) -> None:
     if plugin.state != "loaded":
         skip("it does not load")
     module = plugin.module.partition(":")[0]
-    if plugin.distribution == "(in process)":
-        skip("it was handed over in this process, there is no module to import")
     if plugin.file is not None:
         skip("a plugin of one file holds its components, too")
+    if not _installed(plugin):
+        skip("it was handed over in this process, there is no module to import")
     seen = import_alone(module)
     if seen.heavy:
         fail(f"importing {module} imports {', '.join(seen.heavy)}, which every nasdistill command then waits for")
-    if seen.opened:
-        fail(f"importing {module} connects to {', '.join(seen.opened)}")
+    if seen.reached:
+        fail(f"importing {module} connects to {', '.join(seen.reached)}")
     if seen.printed:
         fail(f"importing {module} prints {seen.printed.splitlines()[0]!r}")
+
+
+def requires_is_complete(host: Host, plugin: PluginRecord) -> None:
+    """Components import what nasdistill and their distribution depend on and what their `requires` names, no more.
+
+    Imports at the top of modules and in the bodies of classes are looked at, those inside functions are not.
+    """
+    if plugin.state != "loaded":
+        skip("it does not load")
+    if not _installed(plugin):
+        skip("it is no distribution, which could depend on something")
+    here = [item for item in host.specs() if item.plugin == plugin.name and not host.missing(item.kind, item.id)]
+    try:
+        lacking = undeclared(plugin, here)
+    except metadata.PackageNotFoundError as error:
+        skip(f"there is no metadata of {error.name} here")
+    found = [f"{name} imports {', '.join(modules)}" for name, modules in lacking.items()]
+    if found:
+        nobody = f"{HOME} does not depend on"
+        if plugin.distribution != HOME:
+            nobody = f"neither {HOME} nor {plugin.distribution} depends on"
+        fail(f"{'; '.join(found)}, which {nobody}, and `requires` does not name")
+
+
+def _installed(plugin: PluginRecord) -> bool:
+    """Whether a plugin is part of an installed distribution."""
+    return plugin.file is None and not plugin.distribution.startswith("(")
 
 
 PLUGIN_CHECKS: dict[Callable[[Host, PluginRecord], None], str] = {
     loads: "The message names the stage: import, plugin API, registration, hook or spec.",
     brings_components: "Mark the hook functions with nasdistill.hookimpl and return the specs.",
     imports_light: 'Name classes as "module:Class" texts in the specs; import torch in the component\'s own file.',
+    requires_is_complete: (
+        "Add the package to the dependencies of the distribution, or to the spec's `requires` with the extra that "
+        "brings it, or import it where it is used."
+    ),
 }
 """Check -> likely fix, in the order run."""

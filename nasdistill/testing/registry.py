@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 from unittest import SkipTest
 
+from nasdistill.errors import UsageError
 from nasdistill.spec.component import Kind
 
 if TYPE_CHECKING:
@@ -136,6 +137,16 @@ def exercise_of(kind: Kind) -> Exercise | None:
     return _EXERCISES.get(kind)
 
 
+def need_docstrings() -> None:
+    """Refuse to go on where Python drops docstrings, which the rules are.
+
+    Raises:
+        UsageError: Python runs with ``-OO``.
+    """
+    if sys.flags.optimize >= 2:
+        raise UsageError("the contract checks need docstrings, which python -OO drops", hint="Run without -OO.")
+
+
 def checks_of(kind: Kind) -> list[Check]:
     """Return the checks of a component of `kind`: those of every kind first, gates before all others."""
     _load(kind)
@@ -152,6 +163,7 @@ def all_checks() -> list[Check]:
 
 def _load(kind: Kind) -> None:
     """Import the check modules that concern a kind."""
+    need_docstrings()
     importlib.import_module("nasdistill.testing.checks.common")
     name = f"nasdistill.testing.checks.{kind.value}"
     if importlib.util.find_spec(name) is not None:

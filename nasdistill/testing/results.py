@@ -46,13 +46,17 @@ class CheckResult:
         return asdict(self)
 
     def __str__(self) -> str:
-        where = f" ({self.example})" if self.example else ""
-        head = f"{self.kind.replace('_', ' ')} {self.component}{where}: {self.check} {self.status}"
+        head = f"{title(self.kind, self.component, self.example, self.check)} {self.status}"
         if self.status == "passed":
             return head
         if self.status != "failed":
             return f"{head}: {self.message}"
         return f"{head}: {self.message}\n  rule: {self.rule}\n  likely fix: {self.hint}"
+
+
+def title(kind: str, component: str, example: str, check: str) -> str:
+    """Return how people call a check of a component: ``search space acme:x (small): builds``."""
+    return f"{kind.replace('_', ' ')} {component}{f' ({example})' if example else ''}: {check}"
 
 
 def failures(results: Iterable[CheckResult]) -> list[CheckResult]:

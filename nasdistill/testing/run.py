@@ -29,6 +29,8 @@ def check_component(
     on_fail: OnFail = "raise",
     seed: int = 0,
     on_result: Callable[[CheckResult], None] | None = None,
+    on_start: Callable[[BoundCheck | PluginCheck], None] | None = None,
+    timeout: float = 0.0,
 ) -> list[CheckResult]:
     """Run every check of one component.
 
@@ -42,6 +44,8 @@ def check_component(
         on_fail: ``"raise"`` an AssertionError with every failure at the end, or ``"record"`` only.
         seed: of everything random.
         on_result: called after each check.
+        on_start: called before each check.
+        timeout: seconds after which a check has failed (0: never), in the main thread of a POSIX system.
 
     Returns:
         One result per check, in the order run.
@@ -58,7 +62,7 @@ def check_component(
     checks = generate_checks(
         host, record, thorough=thorough, expected_failures=expected_failures, examples=examples, seed=seed
     )
-    return _collect(checks, on_fail, on_result)
+    return _collect(checks, on_fail, on_result, on_start, timeout)
 
 
 def check_plugin(
@@ -69,6 +73,8 @@ def check_plugin(
     thorough: bool = False,
     on_fail: OnFail = "raise",
     on_result: Callable[[CheckResult], None] | None = None,
+    on_start: Callable[[BoundCheck | PluginCheck], None] | None = None,
+    timeout: float = 0.0,
 ) -> list[CheckResult]:
     """Run the checks of a plugin and of each of its components.
 
@@ -79,13 +85,15 @@ def check_plugin(
         thorough: the slow checks too.
         on_fail: ``"raise"`` an AssertionError with every failure at the end, or ``"record"`` only.
         on_result: called after each check.
+        on_start: called before each check.
+        timeout: seconds after which a check has failed (0: never), in the main thread of a POSIX system.
 
     Raises:
         AssertionError: a check failed and `on_fail` is ``"raise"``.
         UsageError: there is no such plugin.
     """
     host = Host.load() if host is None else host
-    return _collect(_all_of(host, plugin, expected_failures, thorough), on_fail, on_result)
+    return _collect(_all_of(host, plugin, expected_failures, thorough), on_fail, on_result, on_start, timeout)
 
 
 def parametrize_with_checks(
@@ -152,12 +160,18 @@ def _all_of(
 
 
 def _collect(
-    checks: Iterable[BoundCheck | PluginCheck], on_fail: OnFail, on_result: Callable[[CheckResult], None] | None
+    checks: Iterable[BoundCheck | PluginCheck],
+    on_fail: OnFail,
+    on_result: Callable[[CheckResult], None] | None,
+    on_start: Callable[[BoundCheck | PluginCheck], None] | None,
+    timeout: float,
 ) -> list[CheckResult]:
     """Run checks one after the other."""
     results = []
     for item in checks:
-        results.append(item.run())
+        if on_start is not None:
+            on_start(item)
+        results.append(item.run(timeout=timeout))
         if on_result is not None:
             on_result(results[-1])
     broken = failures(results)

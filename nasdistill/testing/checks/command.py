@@ -157,8 +157,8 @@ def asks_for_help_quickly(subject: Subject) -> None:
     seen = import_alone(module, "add_arguments")
     if seen.heavy:
         fail(f"nasdistill {subject.spec.name} --help imports {', '.join(seen.heavy)}")
-    if seen.opened:
-        fail(f"nasdistill {subject.spec.name} --help connects to {', '.join(seen.opened)}")
+    if seen.reached:
+        fail(f"nasdistill {subject.spec.name} --help connects to {', '.join(seen.reached)}")
     if seen.printed:
         fail(f"nasdistill {subject.spec.name} --help prints {seen.printed.splitlines()[0]!r} first")
 

@@ -7,13 +7,13 @@ import copy
 import io
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from nasdistill.errors import ConfigError, NasdistillError
 from nasdistill.spec.component import Kind
 from nasdistill.spec.options import ComponentOptions, parse_options
-from nasdistill.testing.registry import Exercise, check, exercise_of, fail, skip_component
+from nasdistill.testing.declared import declared
+from nasdistill.testing.registry import Exercise, check, exercise_of, fail, skip, skip_component
 from nasdistill.testing.state import ProcessState, same
 from nasdistill.testing.subject import Subject
 
@@ -40,7 +40,7 @@ def has_options(subject: Subject) -> bool:
 
 @check(None, gate=True, per_example=False, hint="Check the spec's target, and what the module imports.")
 def can_be_imported(subject: Subject) -> None:
-    """A component's target imports and derives from its kind's interface, with nothing abstract left.
+    """A component's target imports and derives from its kind's interface, nothing abstract left; its examples are some.
 
     Nothing is said of a component that declares a package which is not installed.
     """
@@ -50,6 +50,10 @@ def can_be_imported(subject: Subject) -> None:
             f"{', '.join(item.module for item in lacking)} is not installed here: pip install '{lacking[0].extra}'"
         )
     found = subject.load()
+    try:
+        declared(found)
+    except TypeError as fault:
+        fail(str(fault))
     stated, actual = subject.spec.options, getattr(found, "options_model", None)
     if stated is not None and actual is not subject.host.options_model(subject.kind, subject.id):
         fail(f"the spec names the options model {stated}, the class uses {getattr(actual, '__name__', actual)}")
@@ -78,9 +82,7 @@ def can_be_created(subject: Subject) -> None:
 )
 def works(subject: Subject) -> None:
     """A component does its plain work without an error."""
-    use = plain_use(subject)
-    with _muted():
-        use(subject)
+    plain_use(subject)(subject)
 
 
 @check(None, per_example=False, hint='Cite the paper as "arXiv:2303.15678", or say "original" for your own work.')
@@ -142,8 +144,7 @@ def unknown_options_are_refused(subject: Subject) -> None:
 def same_seed_same_result(subject: Subject) -> None:
     """The same seed gives the same result, bit for bit, from a fresh component."""
     use = plain_use(subject)
-    with _muted():
-        first, second = use(subject), use(subject)
+    first, second = use(subject), use(subject)
     difference = same(first, second)
     if difference:
         fail(f"two runs with one seed differ: {difference}")
@@ -158,15 +159,14 @@ def same_seed_same_result(subject: Subject) -> None:
 def leaves_the_process_as_found(subject: Subject) -> None:
     """Global state is as before: random states, grad mode, default dtype, threads, warning filters, environment."""
     use = plain_use(subject)
-    with _muted():
-        use(subject)  # what a first use imports and sets up once is not held against it
-        subject.touched.clear()
-        before = ProcessState()
-        try:
-            use(subject)
-            changed = [*before.changes(), *subject.touched]
-        finally:
-            before.restore()
+    use(subject)  # what a first use imports and sets up once is not held against it
+    subject.touched.clear()
+    before = ProcessState()
+    try:
+        use(subject)
+        changed = [*before.changes(), *subject.touched]
+    finally:
+        before.restore()
     if changed:
         fail(f"its use changes {', '.join(changed)}")
 
@@ -212,12 +212,6 @@ def create(subject: Subject) -> Any:
 def plain_use(subject: Subject) -> Exercise:
     """Return the plain use of the subject's kind."""
     use = exercise_of(subject.kind)
-    assert use is not None, subject.kind
+    if use is None:
+        skip(f"nothing is known of the plain use of a {subject.kind.value}")
     return use
-
-
-@contextlib.contextmanager
-def _muted() -> Iterator[None]:
-    """Keep what a component prints away from the results; that it prints is a check of its own."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
