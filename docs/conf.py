@@ -7,8 +7,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_ext"))
 
-# The pages describe what comes in the wheel, whatever else is installed here, and texts do not depend on a terminal.
-os.environ.update({"NASDISTILL_PLUGINS": "", "COLUMNS": "100", "NO_COLOR": "1"})
+# The pages describe what comes in the wheel, whatever else is installed here, and texts do not depend on a terminal:
+# as many columns as a page shows without scrolling.
+os.environ.update({"NASDISTILL_PLUGINS": "", "COLUMNS": "74", "NO_COLOR": "1"})
 
 from nasdistill import __version__  # noqa: E402
 from nasdistill.bridge import prepare_imports  # noqa: E402
@@ -42,6 +43,8 @@ add_module_names = False
 copybutton_exclude = ".linenos, .gp, .go"
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_title = f"nasdistill {version}"
 html_copy_source = False
 html_show_sphinx = False

@@ -8,18 +8,20 @@ import re
 from collections.abc import Iterator
 from typing import Any, get_args
 
-from generated_components import anchor, docstring, host, options_table
+from generated_components import anchor, docstring, host
 from markdown_pieces import code, table
 from pydantic import BaseModel
+from value_words import default_words, field_words
 
 from nasdistill import interfaces
-from nasdistill.cli.plugins import describe_options
 from nasdistill.host import hookspecs
 from nasdistill.host.hookspecs import HOOKS
-from nasdistill.host.registry import label
+from nasdistill.host.registry import INTERFACES, label
 from nasdistill.spec.component import SPEC_CLASSES, Kind
 from nasdistill.spec.config import RunConfig
-from nasdistill.spec.systems import STATES, Realisation, realise, systems
+from nasdistill.spec.systems import STATES, Realisation, System, realise, systems
+from nasdistill.testing import all_checks
+from nasdistill.testing.pluginchecks import plugin_checks
 
 
 def signature(function: Any) -> str:
@@ -97,17 +99,49 @@ def interface(*names: str) -> str:
     for name in names:
         cls = getattr(interfaces, name)
         rows = []
-        for member, value in vars(cls).items():
-            plain = inspect.unwrap(value.fget if isinstance(value, property) else getattr(value, "__func__", value))
-            if member.startswith("_") or not inspect.isfunction(plain):
-                continue
+        for member, value, plain in _members(cls):
             must = "must" if getattr(value, "__isabstractmethod__", False) else "may"
             text = member if isinstance(value, property) else signature(plain)
             summary = docstring(plain).split("\n\n")[0].replace("\n", " ")
-            rows.append((must, code(text), summary))
+            rows.append((must, f"{{py:obj}}`{text} <{cls.__module__}.{name}.{member}>`", summary))
         rows.sort(key=lambda row: row[0] != "must")
-        parts += [f"`{cls.__module__.rpartition('.')[0]}.{name}`:", table(("", "method", "what it does"), rows)]
+        parts += [f"{_link(cls)}:", table(("", "method", "what it does"), rows)]
     return "\n\n".join(parts) + "\n"
+
+
+def see(kind: str) -> str:
+    """Return a line of links for a guide: the interface and what it is given, the spec, the checks, what is bundled."""
+    found = Kind(kind)
+    classes: dict[str, type] = {}
+    for target in INTERFACES.get(found, ()):
+        cls = getattr(interfaces, target.rpartition(":")[2])
+        classes[cls.__name__] = cls
+        for _, _, plain in _members(cls):
+            for name in re.findall(r"\w+", signature(plain)):
+                named = getattr(interfaces, name, None)
+                if isinstance(named, type) and named.__module__.startswith("nasdistill.interfaces."):
+                    classes.setdefault(name, named)
+    spec = SPEC_CLASSES[found]
+    tags = getattr(spec("x", "x:x", "x"), "tags", None)
+    specs = [spec] if tags is None else [spec, type(tags)]
+    parts = [f"Interface: {', '.join(map(_link, classes.values()))}."] if classes else []
+    parts += [f"Registration: {', '.join(map(_link, specs))}."]
+    parts += [
+        f"[What is checked](../reference/checks/{kind}.md) · [what is bundled](../reference/components/{kind}.md)"
+    ]
+    return " ".join(parts) + "\n"
+
+
+def _link(cls: type) -> str:
+    return f"{{py:class}}`~{cls.__module__}.{cls.__name__}`"
+
+
+def _members(cls: type) -> Iterator[tuple[str, Any, Any]]:
+    """Yield (name, as it stands in the class, plain function) of a class's own public methods and properties."""
+    for name, value in vars(cls).items():
+        plain = inspect.unwrap(value.fget if isinstance(value, property) else getattr(value, "__func__", value))
+        if not name.startswith("_") and inspect.isfunction(plain):
+            yield name, value, plain
 
 
 def config_tables() -> Iterator[tuple[str, str, type[BaseModel]]]:
@@ -135,16 +169,18 @@ def config_keys() -> str:
     """Return a section for every table of the configuration, with its keys."""
     parts = []
     for path, summary, model in config_tables():
-        title = f"## {path}" if path else "## top level"
-        rows = describe_options(model)
-        for row in rows:
-            info = model.model_fields[row["name"]]
+        rows = []
+        for name, info in model.model_fields.items():
+            text = info.description or ""
             inner = _models_in(info.annotation)
-            if inner and not row["help"]:
-                row["help"] = f"The table below: {(inner[0].__doc__ or '').splitlines()[0]}"
-            if inner and isinstance(info.annotation, type):
-                row["default"] = {}
-        parts += [title, _markdown(summary), options_table(rows)]
+            if inner:
+                many = "[]" if "tuple" in str(info.annotation) else ""
+                where = f"{path}.{name}{many}".lstrip(".")
+                text = text or (inner[0].__doc__ or "").splitlines()[0]
+                text += f" See [`{where}`](#{re.sub(r'[^a-z_]', '', where)})."
+            rows.append((code(name), field_words(info), default_words(info), text))
+        parts += [f"## {path or 'top level'}", _markdown(summary)]
+        parts += [table(("option", "value", "default", "meaning"), rows)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -152,42 +188,56 @@ def _markdown(text: str) -> str:
     return inspect.cleandoc(text).replace("``", "`")
 
 
-def checks() -> str:
-    """Return the contract checks, kind by kind."""
-    from nasdistill.testing import all_checks
-    from nasdistill.testing.pluginchecks import plugin_checks
-
-    whole = [(code(check.name), *_cells(check)) for check in plugin_checks(host(), "proxies")]
-    parts = ["## a plugin as a whole", table(("check", "rule", "likely fix"), whole)]
-    for kind in [None, *Kind]:
-        found = [check for check in all_checks() if check.kind is kind]
-        if found:
-            parts += [f"## {'every kind' if kind is None else label(kind)}"]
-            parts += [table(("check", "rule", "likely fix"), [(_check_name(check), *_cells(check)) for check in found])]
+def checks(kind: str = "") -> str:
+    """Return the contract checks of a kind; without one the list of kinds, and the checks that all of them share."""
+    if kind:
+        return "## Always\n\n" + _check_sections([check for check in all_checks() if check.kind is Kind(kind)])
+    rows = []
+    for item in Kind:
+        found = [check for check in all_checks() if check.kind is item]
+        slow = sum(check.thorough for check in found)
+        rows.append((f"[{label(item)}](checks/{item.value}.md)", str(len(found)), str(slow or "")))
+    parts = [table(("kind", "checks", "of them thorough"), rows), "## Of a plugin as a whole"]
+    parts += [_check_section(check) for check in plugin_checks(host(), "proxies")]
+    parts += ["## Of every kind", _check_sections([check for check in all_checks() if check.kind is None])]
     return "\n\n".join(parts) + "\n"
 
 
-def _check_name(check: Any) -> str:
-    return code(check.name) + (" (thorough)" if check.thorough else "")
+def _check_sections(found: list[Any]) -> str:
+    parts = [_check_section(check) for check in found if not check.thorough]
+    slow = [_check_section(check) for check in found if check.thorough]
+    return "\n\n".join([*parts, *(["## Thorough checks", "Only with `--thorough`.", *slow] if slow else [])]) + "\n"
 
 
-def _cells(check: Any) -> tuple[str, str]:
-    return check.rule.replace("``", "`"), check.hint
+def _check_section(check: Any) -> str:
+    rule, hint = (text.replace("``", "`") for text in (check.rule, check.hint))
+    return f"### `{check.name}`\n\n{rule}\n\n*Likely fix:* {hint}"
 
 
 def papers() -> str:
-    """Return the table of systems that the toolkit covers or will cover."""
+    """Return the systems that the toolkit covers, in a table with all there is to say, and those it is to cover."""
     every = realisations()
     counts = ", ".join(f"{sum(item.state == state for item in every)} {state}" for state in STATES)
     rows = []
-    for item in every:
-        system = item.system
-        title = f"[{system.title}](https://arxiv.org/abs/{system.arxiv})" if system.arxiv else system.title
-        links = [
-            f"[`{name}`](components/{spec.kind.value}.md#{anchor(spec.kind, name)})" for name, spec in item.components
-        ]
-        rows.append((str(system.number), title, item.state, ", ".join(links), item.left_out))
-    return f"{len(every)} systems: {counts}.\n\n" + table(("", "system", "state", "components", "left out"), rows)
+    for item in sorted(every, key=lambda item: STATES.index(item.state)):
+        if item.components:
+            links = [
+                f"[`{name}`](components/{spec.kind.value}.md#{anchor(spec.kind, name)})"
+                for name, spec in item.components
+            ]
+            number, title = str(item.system.number), _system_title(item.system)
+            rows.append((number, title, item.state, ", ".join(links), item.left_out))
+    planned = [(str(item.system.number), _system_title(item.system)) for item in every if not item.components]
+    return (
+        f"{len(every)} systems: {counts}.\n\n"
+        + table(("", "system", "state", "components", "left out"), rows)
+        + "\n## Planned\n\nNothing of these is there yet; `nasdistill papers NUMBER` says which parts each needs.\n\n"
+        + table(("", "system"), planned)
+    )
+
+
+def _system_title(system: System) -> str:
+    return f"[{system.title}](https://arxiv.org/abs/{system.arxiv})" if system.arxiv else system.title
 
 
 def realisations() -> list[Realisation]:

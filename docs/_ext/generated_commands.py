@@ -6,9 +6,9 @@ import argparse
 import importlib
 from collections.abc import Iterator
 
-from markdown_pieces import block
+from markdown_pieces import block, table
 
-from nasdistill.cli.app import GLOBAL_HELP, Parser, help_text
+from nasdistill.cli.app import GLOBAL_HELP, Parser
 from nasdistill.cli.table import COMMANDS
 
 
@@ -33,8 +33,26 @@ def _below(words: str, parser: argparse.ArgumentParser) -> Iterator[tuple[str, s
 
 def commands() -> str:
     """Return the page of commands."""
-    parts = [block(help_text()), "These options are taken by every command:\n", block(GLOBAL_HELP)]
-    for words, summary, parser in parsers():
-        level = "##" if words.count(" ") == 1 else "###"
-        parts += [f"{level} {words}\n", f"{summary[:1].upper()}{summary[1:]}.\n", block(parser.format_help())]
+    every = list(parsers())
+    listing = [
+        (f"[`{words}`](#{words.replace(' ', '-')})", summary) for words, summary, _ in every if _level(words) == 2
+    ]
+    parts = [
+        table(("command", "what it does"), listing),
+        "Plugins may add commands: `nasdistill plugins list --kind command`.\n",
+        "## Options of every command\n",
+        block(GLOBAL_HELP.partition("\n")[2]),
+        "`nasdistill --version` prints the version.\n",
+    ]
+    for words, summary, parser in every:
+        parser.description = None  # it stands above
+        parts += [
+            f"{'#' * _level(words)} {words}\n",
+            f"{summary[:1].upper()}{summary[1:]}.\n",
+            block(parser.format_help()),
+        ]
     return "\n".join(parts)
+
+
+def _level(words: str) -> int:
+    return words.count(" ") + 1

@@ -5,25 +5,22 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from markdown_pieces import code, table
+from pydantic import BaseModel
+from value_words import default_words, field_words
 
 from nasdistill.cli.plugins import describe
 from nasdistill.host import Host
 from nasdistill.host.hookspecs import HOOKS
 from nasdistill.host.registry import label
 from nasdistill.spec.component import Kind
+from nasdistill.spec.options import ComponentOptions, searchable_axes
 
 ROOT = Path(__file__).parents[2]
-
-BOUNDS = {
-    "ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "multiple of", "min_length": "length ≥",
-    "max_length": "length ≤", "pattern": "matches",
-}  # fmt: skip
 
 
 @functools.cache
@@ -74,25 +71,25 @@ def _component(details: dict[str, Any]) -> str:
         f"## {details['id']}",
         details["summary"],
         table(("", ""), [fact for fact in facts if fact[1]]),
-        options_table(details["options"]),
+        options_table(host().options_model(Kind(details["kind"]), details["id"])),
         f"```{{eval-rst}}\n.. autoclass:: {module}.{name}\n   :no-members:\n```",
         docstring(importlib.import_module(module)),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def options_table(options: list[dict[str, Any]] | None) -> str:
-    """Return the table of a component's options."""
-    if not options:
+def options_table(model: type[BaseModel] | None) -> str:
+    """Return the table of a model's options."""
+    if model is None or not model.model_fields:
         return "No options."
+    tried = searchable_axes(model) if issubclass(model, ComponentOptions) else {}
     rows = []
-    for option in options:
-        bounds = [f"{BOUNDS[name]} {value}" for name, value in option["bounds"].items()]
-        if option["search"]:
-            bounds.append(f"search: {', '.join(map(str, option['search']))}")
-        default = "required" if option["required"] else code(json.dumps(option["default"]))
-        rows.append((code(option["name"]), code(option["type"]), default, "; ".join(bounds), option["help"]))
-    return table(("option", "type", "default", "bounds, values a search may try", "meaning"), rows)
+    for name, info in model.model_fields.items():
+        text = info.description or ""
+        if name in tried:
+            text += f" A search may try {', '.join(map(code, tried[name]))}."
+        rows.append((code(name), field_words(info), default_words(info), text))
+    return table(("option", "value", "default", "meaning"), rows)
 
 
 def docstring(thing: Any) -> str:

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from generated_code import checks, config_keys, hooks, interface, papers, tags
+from generated_code import checks, config_keys, hooks, interface, papers, see, tags
 from generated_commands import commands
 from generated_components import components, kinds
 
@@ -29,6 +29,7 @@ GENERATORS = {
     "interface": interface,
     "kinds": kinds,
     "papers": papers,
+    "see": see,
     "tags": tags,
 }
 
@@ -45,9 +46,11 @@ def fill(text: str) -> str:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register with Sphinx."""
+    from docstring_pieces import connect
+
     app.connect("source-read", _read)
     app.connect("env-get-outdated", _outdated)
-    app.connect("autodoc-process-docstring", _bars)
+    connect(app)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
@@ -62,10 +65,3 @@ def _outdated(app: Sphinx, env: Any, added: set[str], changed: set[str], removed
         for name in env.found_docs
         if name not in added and MARKER.search(Path(env.doc2path(name)).read_text(encoding="utf-8"))
     ]
-
-
-def _bars(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    """Keep the bars of a docstring's formulas: to reStructuredText ``|x|`` would name a substitution."""
-    for number, line in enumerate(lines):
-        pieces = re.split(r"(``.*?``|`[^`]*`)", line)
-        lines[number] = "".join(part if i % 2 else part.replace("|", "\\|") for i, part in enumerate(pieces))

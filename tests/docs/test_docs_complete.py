@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import importlib
 import inspect
+import operator
 import re
 import sys
 
@@ -70,7 +71,7 @@ def signature(function) -> str:
 
 def of_class(name: str, page: str) -> str:
     """The table of methods of a class on a page."""
-    return re.split(r"\n`nasdistill|\n#", page.split(f".{name}`:")[1])[0]
+    return re.split(r"\n{py:class}|\n#", page.split(f".{name}`:")[1])[0]
 
 
 # -- hooks, kinds, interfaces -----------------------------------------------------------------------------------------
@@ -107,11 +108,25 @@ def test_a_guide_lists_what_its_interface_wants(kind, site):
     for name, value in vars(getattr(interface, first)).items():
         plain = getattr(value, "__func__", value)
         if not name.startswith("_") and (inspect.isfunction(plain) or isinstance(value, property)):
-            line = next(line for line in table.splitlines() if re.match(rf"\| \w+ \| `{name}\b", line))
+            line = next(line for line in table.splitlines() if re.match(rf"\| \w+ \| {{py:obj}}`{name}\b", line))
             assert getattr(value, "__isabstractmethod__", False) == line.startswith("| must")
             if inspect.isfunction(plain):
                 names = set(inspect.signature(plain).parameters) - {"self", "cls"}
                 assert all(re.search(rf"\b{parameter}\b", line) for parameter in names)
+
+
+@pytest.mark.parametrize("kind", Kind, ids=str)
+def test_a_guide_leads_to_its_interface_spec_and_checks(kind, site):
+    """Before its first section; what is linked by name, there and in the tables, exists and has a page."""
+    page = site[f"guides/{kind.value.replace('_', '-')}.md"]
+    top = page.split("\n## ")[0]
+    wanted = [SPEC_CLASSES[kind].__name__, *(target.rpartition(":")[2] for target in INTERFACES.get(kind, ()))]
+    assert not [name for name in wanted if f".{name}`" not in top]
+    assert f"(../reference/checks/{kind.value}.md)" in top
+    documented = set(re.findall(r"automodule:: (nasdistill[\w.]+)", "".join(site.values())))
+    for target in re.findall(r"{py:\w+}`(?:~|[^`]*<)(nasdistill[\w.]+)>?`", page):
+        module = next(name for name in documented if target.startswith(f"{name}."))
+        operator.attrgetter(target.removeprefix(f"{module}."))(importlib.import_module(module))
 
 
 def test_every_public_interface_has_a_page(site):
@@ -245,6 +260,15 @@ def test_every_configuration_key_is_documented(site):
     assert sorted(found) == sorted(wanted)
 
 
+def test_values_are_said_in_words(site):
+    """The tables of options are for those who write a file: no type of Python's is in them."""
+    found = set()
+    for page in ("reference/config.md", *(f"reference/components/{kind.value}.md" for kind in Kind)):
+        found |= set(re.findall(r"^\| `\w+` \| (.*?) \| .*? \| .* \|$", site[page], re.MULTILINE))
+    assert {"whole number ≥ 1", "number > 0, or unset", "list of tables", "text", "`true` or `false`"} <= found
+    assert not [text for text in found if re.search(r"\b(tuple|dict|int|str|float|bool|None|Any)\b|Config", text)]
+
+
 def test_every_environment_variable_is_documented():
     page = (DOCS / "reference" / "environment.md").read_text(encoding="utf-8")
     text = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
@@ -284,10 +308,12 @@ def test_nothing_is_told_twice(site):
 def test_every_check_is_documented(site):
     from nasdistill.testing import all_checks
 
-    page = site["reference/checks.md"]
     for check in all_checks():
-        assert re.search(rf"^\| `{check.name}`", page, re.MULTILINE)
-        assert check.rule.replace("``", "`").replace("|", "\\|") in page
+        page = site["reference/checks.md" if check.kind is None else f"reference/checks/{check.kind.value}.md"]
+        section = page.split(f"### `{check.name}`\n")[1].split("\n#")[0]
+        assert check.rule.replace("``", "`") in section
+        assert check.hint.replace("``", "`") in section
+        assert (check.thorough) == (f"### `{check.name}`\n" in page.partition("\n## Thorough")[2])
 
 
 def test_expected_failures_in_the_pages_name_checks():
