@@ -1,7 +1,7 @@
 """Draw the front of a finished run as an SVG: score on the test split against latency, as in the run's report.
 
-``python benchmarks/draw_front.py runs/digits docs/front.svg`` made the picture in the README; with ``--size 366 380`` it
-is ``docs/front-narrow.svg``, which the documentation shows on a phone.
+``python benchmarks/draw_front.py runs/digits docs/front.svg`` made the picture in the README; with ``--size 366 380``
+it is ``docs/front-narrow.svg``, which the documentation shows on a phone.
 """
 
 from __future__ import annotations

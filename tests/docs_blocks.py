@@ -130,7 +130,7 @@ def _shell(line: str, search: str, where: str) -> None:
         assert code == 0, f"exit code {code} of {line!r} in {where}"
         return
     if line.startswith("pip install -e "):
-        _install(Path(line.removeprefix("pip install -e ").strip("'\"")))
+        _install(Path(line.removeprefix("pip install -e ").strip("'\"").partition("[")[0]))
         return
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     env["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if Path(path).is_relative_to(Path.cwd()))

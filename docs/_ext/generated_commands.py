@@ -45,7 +45,7 @@ def commands() -> str:
         "`nasdistill --version` prints the version.\n",
     ]
     for words, summary, parser in every:
-        parser.description = None  # it stands above
+        parser.description = parser.epilog = None  # they stand above
         parts += [
             f"{'#' * _level(words)} {words}\n",
             f"{summary[:1].upper()}{summary[1:]}.\n",

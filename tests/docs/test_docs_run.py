@@ -101,7 +101,7 @@ def desk(empty_desk, finished):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", HOWTO, ids=lambda page: page.stem)
 def test_how_to(page, desk):
-    run_page(page, desk)
+    run_page(page, desk, search=SHORT if page.stem == "without-training" else TINY)  # another strategy's options
 
 
 @pytest.fixture
