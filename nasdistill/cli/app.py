@@ -43,7 +43,12 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: object, **kwargs: object) -> None:
         kwargs.setdefault("allow_abbrev", False)
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        kwargs.setdefault("epilog", GLOBAL_HELP)
+        helps = kwargs.pop("add_help", True)
+        kwargs["add_help"] = False
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        if helps:
+            self.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)  # GLOBAL_HELP names it
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of exiting."""
@@ -149,8 +154,7 @@ def _dispatch(words: list[str]) -> int:
         flags = ["--help", "--version", "--quiet", "--verbose", "--debug", "--no-plugin", "--plugin"]
         raise UsageError(f"unknown option {name}. {did_you_mean(name, flags)}", hint="nasdistill --help lists them.")
     declare, command, summary = _find(name, common)
-    parser = Parser(prog=f"nasdistill {name}", description=summary, epilog=GLOBAL_HELP, add_help=False)
-    parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
+    parser = Parser(prog=f"nasdistill {name}", description=summary)
     declare(parser)
     args = parser.parse_all(rest, common)
 

@@ -20,9 +20,31 @@ def load_host(args: argparse.Namespace, *, disable: Iterable[str] = ()) -> Host:
         disable: further plugins to leave out (``[plugins] disable`` of a configuration).
     """
     host = quiet_host(args, disable=disable)
+    debug = bool(getattr(args, "debug", False))
+    more = debug or bool(getattr(args, "verbose", False))
     for problem in host.problems:
         output.warn(str(problem))
+        where = _where(problem.exception, whole=debug) if more and problem.exception is not None else ""
+        if where:
+            output.info(where if debug else f"  at {where}")
     return host
+
+
+def _where(error: BaseException, *, whole: bool) -> str:
+    """Return where an exception came from: the last frame's file and line, or the whole traceback."""
+    import traceback
+    from pathlib import Path
+
+    from nasdistill import host
+
+    if whole:
+        return "".join(traceback.format_exception(error)).rstrip()
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen")]
+    # What the host itself refuses is in no line of the plugin's.
+    own = bool(frames) and Path(frames[-1].filename).parent == Path(host.__file__).parent
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames and not own else ""
 
 
 def quiet_host(args: argparse.Namespace, *, disable: Iterable[str] = ()) -> Host:
@@ -77,11 +99,54 @@ def parse_setting(item: str) -> tuple[str, Any]:
         return key.strip(), raw
 
 
+NAMED = ("space", "target", "proxy")
+"""Tables of a configuration of which there may be several, told apart by their names."""
+
+
 def put(values: dict[str, Any], path: str, value: Any) -> None:
-    """Set a dotted key of nested tables; tables on the way are copied, so that others who hold them keep theirs."""
+    """Set a dotted key of nested tables; tables on the way are copied, so that others who hold them keep theirs.
+
+    ``proxy.NAME.KEY`` sets an option of the proxy of that name, and so for spaces and targets.
+
+    Raises:
+        UsageError: no such proxy, space or target is configured.
+    """
     *parents, leaf = path.split(".")
+    if parents and parents[0] in NAMED:
+        _put_option(values, *path.split(".", 2), value=value)
+        return
     for parent in parents:
         inner = values.get(parent)
         values[parent] = dict(inner) if isinstance(inner, dict) else {}
         values = values[parent]
     values[leaf] = value
+
+
+def _put_option(values: dict[str, Any], table: str, name: str, key: str = "", *, value: Any) -> None:
+    """Set an option of one of several components of a kind."""
+    from nasdistill.errors import UsageError, did_you_mean
+
+    entries = [dict(entry) for entry in values.get(table, [])]
+    bare = name.rpartition(":")[2]
+    fitting = [entry for entry in entries if entry.get("name") == name]
+    if not fitting:  # with and without its plugin's name
+        fitting = [entry for entry in entries if bare in (entry.get("name"), str(entry.get("name")).rpartition(":")[2])]
+        fitting = [entry for entry in fitting if ":" not in name or ":" not in str(entry["name"])]
+    if not key:
+        raise UsageError(f"--set {table}.{name}: write {table}.NAME.KEY=VALUE")
+    if not fitting:
+        names = [str(entry.get("name")) for entry in entries]
+        raise UsageError(
+            f"--set {table}.{name}.{key}: no {table} {name!r} is asked for. {did_you_mean(name, names)}",
+            hint=f"--{table} {name} asks for it.",
+        )
+    for entry in fitting:
+        options = dict(entry.get("options", {}))
+        put(options, key, value)
+        entry["options"] = options
+    values[table] = entries
+
+
+def named_setting(key: str) -> bool:
+    """Return whether a key of ``--set`` is an option of one of several components of a kind."""
+    return key.partition(".")[0] in NAMED and "." in key

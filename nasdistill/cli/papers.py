@@ -6,6 +6,7 @@ Reads specs only and imports neither torch nor any component.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -70,8 +71,8 @@ def entry(item: Realisation) -> dict[str, Any]:
 def choose(every: Sequence[Realisation], words: Sequence[str]) -> list[Realisation]:
     """Return the systems that all `words` fit; numbers alone are a list of systems.
 
-    What a system still needs counts only where no title, id or component has the words: ``minilm`` finds one system,
-    ``router`` all that are to have one.
+    What a system still needs counts only where no title, id or component has the words, and as whole words: ``minilm``
+    finds one system, ``router`` all that are to have one.
 
     Raises:
         UsageError: a number that no system has.
@@ -89,12 +90,14 @@ def choose(every: Sequence[Realisation], words: Sequence[str]) -> list[Realisati
         return [item for item in every if item.system.number in wanted]
     lowered = [word.lower().removeprefix("arxiv:") for word in words]
     exact = [item for item in every if _has(lowered, _names(item))]
-    return exact or [item for item in every if _has(lowered, [*_names(item), *_parts(item)])]
+    return exact or [item for item in every if _has(lowered, [*_names(item), *_parts(item)], begin=True)]
 
 
-def _has(words: Sequence[str], texts: Iterable[str]) -> bool:
+def _has(words: Sequence[str], texts: Iterable[str], *, begin: bool = False) -> bool:
+    """Return whether the texts have all words; with `begin` where a word begins: ``zen`` is not in ``frozen``."""
     text = "\n".join(texts).lower()
-    return all(word in text for word in words)
+    edge = r"(?<!\w)" if begin else ""
+    return all(re.search(edge + re.escape(word), text) for word in words)
 
 
 def _names(item: Realisation) -> list[str]:
@@ -111,8 +114,6 @@ def _ids(item: Realisation) -> list[str]:
 
 def _nothing(args: argparse.Namespace, every: Sequence[Realisation]) -> str:
     """Return why nothing was printed."""
-    import re
-
     from nasdistill.errors import did_you_mean
 
     if not args.words:

@@ -20,10 +20,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def disable(args: argparse.Namespace) -> int:
     """Disable a plugin and say where that is written."""
     from nasdistill.cli import output
-    from nasdistill.host.switches import disable_for_user, user_file
+    from nasdistill.host.switches import Installed, disable_for_user, user_file
 
     changed = disable_for_user(args.name)
     output.say(f"{args.name} is {'disabled' if changed else 'disabled already'}: {user_file()}")
+    if changed and any(source.bundled for source in Installed.look().find(args.name)):
+        output.warn(
+            f"{args.name} is part of nasdistill: whatever names its components fails now, presets and runs to be "
+            f"resumed included; nasdistill plugins enable {args.name} has them back"
+        )
     _tell_other_switches(args.name, wanted=False)
     return 0
 

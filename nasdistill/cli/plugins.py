@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -141,11 +142,48 @@ def choose(host: Host, name: str, kind: Any) -> ComponentRecord | None:
     plugins = [plugin.name for plugin in host.plugins()]
     if name in plugins:
         return None
-    known = [*(record.id for record in host.specs()), *(record.name for record in host.specs()), *plugins]
+    known = {*(record.id for record in host.specs()), *(record.name for record in host.specs()), *plugins}
+    folder = package_folder(name)
+    if folder is not None:
+        raise UnknownComponentError(
+            f"{folder} holds a package that is not installed here", hint=f"pip install -e {shlex.quote(folder)}"
+        )
+    close = did_you_mean(name, known)  # everything that is installed would fill the screen
     raise UnknownComponentError(
-        f"no component or plugin named {name!r}. {did_you_mean(name, known)}",
-        hint="nasdistill plugins list names all of them.",
+        f"no component or plugin named {name!r} is installed. {close if close.startswith('Did') else ''}".rstrip(),
+        hint="nasdistill plugins list names what is. Plugins are found in installed packages (pip install -e FOLDER); "
+        "--plugin FILE.py loads a single file.",
     )
+
+
+def package_folder(name: str) -> str | None:
+    """Return the folder of a plugin's package that `name` stands for, with a leading ``./``: a path, or its name.
+
+    ``foo_bar``, ``nasdistill-foo-bar`` and ``./nasdistill-foo-bar`` all stand for what ``plugins new foo_bar`` wrote.
+    """
+    from pathlib import Path
+
+    bare = name.replace("_", "-")
+    for place in (name, bare, f"nasdistill-{bare}"):
+        folder = Path(place)
+        if (folder / "pyproject.toml").is_file():
+            text = str(folder)
+            return text if folder.is_absolute() or text.startswith((".", "~")) else f"./{text}"
+    return None
+
+
+def refuse_disabled(host: Host, name: str) -> None:
+    """Refuse to work with a plugin that is disabled.
+
+    Raises:
+        UsageError: says what disables it, and how to have it back.
+    """
+    from nasdistill.errors import UsageError
+    from nasdistill.host.manager import how_enabled
+
+    plugin = host.plugin(name)
+    if plugin is not None and plugin.state == "disabled":
+        raise UsageError(f"plugin {name!r} is disabled", hint=how_enabled(plugin))
 
 
 def describe(host: Host, record: ComponentRecord) -> dict[str, Any]:

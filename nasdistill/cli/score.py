@@ -33,6 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="PATH", help="data of the task: a folder, an .npz, a .parquet, or digits")
     parser.add_argument("--config", type=Path, metavar="FILE", help="take task, teacher, spaces and proxies from there")
     parser.add_argument("--preset", metavar="NAME", help="the same from a bundled preset (default: digits)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE",
+        help="any key of the configuration, or an option: proxy.NAME.KEY=VALUE (TOML value)",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, metavar="N", help="seed of initial weights, samples and proxies")
     parser.add_argument("--json", action="store_true", help="JSON instead of a table")
 
@@ -64,16 +68,29 @@ def run(args: argparse.Namespace) -> int:
 
 def _config(args: argparse.Namespace) -> RunConfig:
     """The configuration with the command line's values in place."""
-    from nasdistill.cli.common import config_values
+    from nasdistill.cli.common import config_values, named_setting, parse_setting, put
     from nasdistill.spec.config import parse_config
 
     values, where = config_values(args)
+    settings = [parse_setting(item) for item in args.set]
+    for key, value in settings:
+        if not named_setting(key):
+            put(values, key, value)
     for table, key, value in (("search", "seed", args.seed), ("teacher", "name", args.teacher)):
         if value is not None:
             values[table] = {**values.get(table, {}), key: value}
     if args.data is not None:
         task = values.get("task", {})
         values["task"] = {**task, "options": {**task.get("options", {}), "data": args.data}}
+    for flag in ("space", "proxy"):
+        # What is named on the command line takes the options that the configuration has for it.
+        known = {str(entry["name"]).rpartition(":")[2] for entry in values.get(flag, [])}
+        names = dict.fromkeys(getattr(args, flag) or ())
+        added = [{"name": name} for name in names if name.rpartition(":")[2] not in known]
+        values[flag] = [*values.get(flag, []), *added]
+    for key, value in settings:
+        if named_setting(key):
+            put(values, key, value)
     return parse_config(values, where=where)
 
 

@@ -62,11 +62,13 @@ def run(args: argparse.Namespace) -> int:
         config = parse_config(values, where=f"{where} with the command line's options")
 
     from nasdistill.cli.common import load_host
+    from nasdistill.host.configcheck import check_config
     from nasdistill.search.run import run_search
     from nasdistill.store import RunDirectory
 
     out = args.out if args.out is not None else RunDirectory.next_free(Path("runs") / name)
     host = load_host(args, disable=config.plugins.disable)
+    check_config(config, host, where=where if config == base else f"{where} with the command line's options")
     return watch(
         lambda listener: run_search(config, out, host=host, listener=listener, config_text=text, notes=notes),
         out,
@@ -134,7 +136,7 @@ def override(values: dict[str, Any], args: argparse.Namespace, base: RunConfig) 
         args: the parsed options.
         base: the validated form of `values`.
     """
-    from nasdistill.cli.common import parse_setting, put
+    from nasdistill.cli.common import named_setting, parse_setting, put
 
     values = {**values}
 
@@ -149,7 +151,8 @@ def override(values: dict[str, Any], args: argparse.Namespace, base: RunConfig) 
         if (flagged or said.get(key)) not in (None, before):
             put(values, options, {})
     for key, value in settings:
-        put(values, key, value)
+        if not named_setting(key):
+            put(values, key, value)
     for flag, path in (
         ("trials", "search.trials"),
         ("timeout", "search.timeout"),
@@ -172,6 +175,9 @@ def override(values: dict[str, Any], args: argparse.Namespace, base: RunConfig) 
         if names:
             known = {entry["name"]: entry for entry in values.get(flag, [])}
             values[flag] = [known.get(name, {"name": name}) for name in names]
+    for key, value in settings:  # options of what is asked for by now
+        if named_setting(key):
+            put(values, key, value)
     return values
 
 

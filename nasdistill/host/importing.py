@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import importlib.machinery
 import importlib.util
 import inspect
 import io
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,7 +19,10 @@ import pluggy
 from nasdistill.errors import ISOLATED as ISOLATED
 from nasdistill.errors import BrokenComponentError, did_you_mean, one_line
 from nasdistill.host.registry import INTERFACES, ComponentRecord, label
+from nasdistill.spec import component
 from nasdistill.spec.component import Kind
+
+_KEYWORD = re.compile(r"^(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'")
 
 
 class _Ear(io.TextIOBase):
@@ -63,6 +68,10 @@ def cause(error: BaseException) -> str:
     """Return an exception as one line."""
     if isinstance(error, pluggy.PluginValidationError):
         return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    misnamed = _KEYWORD.search(str(error)) if isinstance(error, TypeError) else None
+    known = None if misnamed is None else getattr(component, misnamed[1], None)
+    if misnamed is not None and dataclasses.is_dataclass(known):
+        return f"{one_line(error)}. {did_you_mean(misnamed[2], [item.name for item in dataclasses.fields(known)])}"
     return one_line(error)
 
 
@@ -78,9 +87,12 @@ def import_target(record: ComponentRecord, target: str) -> Any:
         with contextlib.redirect_stdout(sys.stderr):
             module = importlib.import_module(module_name)
     except ISOLATED as error:
-        raise BrokenComponentError(
-            f"{origin} cannot be imported: {cause(error)}", hint=f"The import that failed: {module_name}"
-        ) from error
+        hint = f"The import that failed: {module_name}"
+        file = record.distribution.removesuffix(".py")
+        one_off = file == record.plugin != record.distribution
+        if one_off and isinstance(error, ModuleNotFoundError) and error.name == module_name != file:
+            hint = f"Targets of a plugin of one file are written FILE:Class, here '{file}:{target.partition(':')[2]}'."
+        raise BrokenComponentError(f"{origin} cannot be imported: {cause(error)}", hint=hint) from error
     try:
         return getattr(module, attribute)
     except AttributeError as error:

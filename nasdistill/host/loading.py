@@ -154,7 +154,7 @@ class Loader:
             if self.registry.add(record):
                 return
             faults = [f"the plugin has a {label(kind)} of this name already; the first one stays in use"]
-        whose = f"Mend {source.distribution}" if source.file else f"Update {source.distribution}, or tell its authors"
+        whose = f"Mend {source.distribution}" if source.file else f"{_update(source)}, or tell its authors"
         problem = PluginProblem(
             plugin=source.name, distribution=source.distribution, version=source.version, stage=Stage.SPEC,
             component=identifier, cause=f"{identifier or hook}: {'; '.join(faults)}",
@@ -225,6 +225,11 @@ def _without(source: PluginSource) -> str:
     return once if source.bundled else f"go on without it: nasdistill plugins disable {source.name}, or once: {once}"
 
 
+def _update(source: PluginSource) -> str:
+    """Return what users and authors of a plugin do about it."""
+    return f"Update {source.distribution} or, if it is yours, see nasdistill --debug plugins check {source.name}"
+
+
 def _advice(stage: Stage, source: PluginSource, error: BaseException) -> str:
     """Return what to do about a failure."""
     if stage is Stage.METADATA:
@@ -240,8 +245,7 @@ def _advice(stage: Stage, source: PluginSource, error: BaseException) -> str:
     if source.bundled:
         mend = f"Reinstall nasdistill, or go on without it: {_without(source)}"
     else:
-        verb = "Mend" if source.file is not None else "Update"
-        mend = f"{verb} {source.distribution}, or {_without(source)}"
+        mend = f"{f'Mend {source.distribution}' if source.file else _update(source)}, or {_without(source)}"
     if stage is Stage.API_VERSION:
         return f"{mend} (this is plugin API {PLUGIN_API})"
     if stage is Stage.REGISTER and "unknown hook" in str(error):

@@ -215,9 +215,9 @@ class Host:
         if ":" in name and owner is not None and owner.state == "disabled":
             raise UnknownComponentError(
                 f"{label(kind)} {name!r} belongs to plugin {owner.name!r}, which is disabled",
-                hint=_how_enabled(owner),
+                hint=how_enabled(owner),
             )
-        disabled = [plugin.name for plugin in self.plugins() if plugin.state == "disabled"]
+        disabled = {plugin.name: how_enabled(plugin) for plugin in self.plugins() if plugin.state == "disabled"}
         return self._loader.registry.resolve(kind, name, self.problems, disabled)
 
     def spec(self, kind: Kind, name: str) -> ComponentSpec:
@@ -346,8 +346,8 @@ def _kind(kind: Kind | str) -> Kind:
         raise UsageError(f"no kind {kind!r}. {did_you_mean(str(kind), [item.value for item in Kind])}") from None
 
 
-def _how_enabled(plugin: PluginRecord) -> str:
+def how_enabled(plugin: PluginRecord) -> str:
     """Return how to have a disabled plugin back."""
     if plugin.disabled_by.endswith(FILE_NAME):
         return f"nasdistill plugins enable {plugin.name} has it back ({plugin.disabled_by} disables it)."
-    return f"It is disabled by {plugin.disabled_by}."
+    return f"Plugin {plugin.name!r} is disabled by {plugin.disabled_by}."

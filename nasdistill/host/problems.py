@@ -50,7 +50,7 @@ class PluginProblem:
 
     def __str__(self) -> str:
         origin = f"{self.distribution} {self.version}".strip()
-        line = f"plugin {self.plugin!r} ({origin}) failed at {self.stage.value}: {self.cause}"
+        line = f"plugin {self.plugin!r}{f' ({origin})' if origin else ''} failed at {self.stage.value}: {self.cause}"
         return f"{line}. {self.hint}" if self.hint else line
 
     def to_json(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ refused with the canonical ids to choose from.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from nasdistill.errors import AmbiguousComponentError, BrokenComponentError, UnknownComponentError, did_you_mean
@@ -109,7 +109,11 @@ class Registry:
         return sorted(chosen, key=lambda record: (order.index(record.kind), record.id))
 
     def resolve(
-        self, kind: Kind, name: str, problems: Iterable[PluginProblem] = (), disabled: Iterable[str] = ()
+        self,
+        kind: Kind,
+        name: str,
+        problems: Iterable[PluginProblem] = (),
+        disabled: Mapping[str, str] | None = None,
     ) -> ComponentRecord:
         """Return the component that a canonical id or a short name stands for.
 
@@ -117,7 +121,7 @@ class Registry:
             kind: its kind.
             name: ``"plugin:name"``, or ``"name"`` where one plugin has it.
             problems: problems of plugins, to explain why something may be missing.
-            disabled: plugins that are disabled, for the same purpose.
+            disabled: plugins that are disabled -> how to have each back, for the same purpose.
 
         Raises:
             UnknownComponentError: there is none; close matches are named.
@@ -138,7 +142,7 @@ class Registry:
             )
         problems = list(problems)
         self._raise_broken(kind, name, problems)
-        raise self._unknown(kind, name, problems, disabled)
+        raise self._unknown(kind, name, problems, disabled or {})
 
     def _raise_broken(self, kind: Kind, name: str, problems: list[PluginProblem]) -> None:
         """Raise when `name` belongs to a plugin that could not be loaded."""
@@ -157,7 +161,7 @@ class Registry:
             ) from problem.exception
 
     def _unknown(
-        self, kind: Kind, name: str, problems: list[PluginProblem], disabled: Iterable[str]
+        self, kind: Kind, name: str, problems: list[PluginProblem], disabled: Mapping[str, str]
     ) -> UnknownComponentError:
         """Say what `name` could have meant."""
         # Bare names for a bare name, ids for an id: both would name every component twice.
@@ -171,7 +175,8 @@ class Registry:
         broken = sorted({item.plugin for item in problems})
         if broken:
             hint += f" Plugins with problems, which may have it: {', '.join(broken)}."
-        disabled = sorted(set(disabled))
         if disabled:
-            hint += f" Disabled plugins, which may have it: {', '.join(disabled)}."
+            hint += f" Disabled plugins, which may have it: {', '.join(sorted(disabled))}."
+            # One line is read, a list of commands is not.
+            hint += "".join(f"\n  {disabled[name]}" for name in sorted(disabled)[:3])
         return UnknownComponentError(message, hint=hint)

@@ -59,13 +59,18 @@ def kind_facts(kind: Kind | str) -> KindFacts:
     Raises:
         UsageError: no such kind; close matches are named.
     """
-    plural = {"proxies": "proxy", "losses": "loss", "strategies": "strategy", "space": "search_space"}
     name = str(kind).replace("-", "_").lower()
-    name = plural.get(name, name)
-    for text in (name, name.removesuffix("s")):
-        if text in _table():
-            return _table()[text]
+    name = {_plural(known): known for known in _table()}.get(name, "search_space" if name == "space" else name)
+    if name in _table():
+        return _table()[name]
     raise UsageError(f"no kind {str(kind)!r}. {did_you_mean(name, [item.value for item in Kind])}")
+
+
+def _plural(name: str) -> str:
+    """Return the plural of a kind's name."""
+    if name.endswith("y"):
+        return f"{name[:-1]}ies"
+    return f"{name}es" if name.endswith("s") else f"{name}s"
 
 
 @cache

@@ -116,6 +116,7 @@ def test_nothing_found_is_said_with_what_was_meant(cli_here):
     done = cli_here("papers", "minilmm")
     assert (done.returncode, done.stdout) == (0, "")
     assert "no system fits 'minilmm'. Did you mean 'minilm'" in done.stderr
+    assert "no system fits 'zen'" in cli_here("papers", "zen").stderr  # not the middle of "frozen"
     both = cli_here("papers", "minilm", "--state", "planned")
     assert both.stderr == "no system in the state 'planned' fits 'minilm'.\n"
     unknown = cli_here("papers", "73")

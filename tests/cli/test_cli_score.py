@@ -131,6 +131,24 @@ def test_proxies_of_the_configuration_and_their_options(score, tmp_path):
     assert named == rows[0]["scores"]["proxies:synflow"]
 
 
+def test_options_on_the_command_line(cli_here, score):
+    words = ("--space", "resnet_s0", "--arch", SMALL, "--proxy", "proxies:synflow", "--proxy", "params")
+    plain, same, other = (
+        score(*words, *extra)[0]["scores"]["proxies:synflow"]
+        for extra in ((), ("--set", "proxy.synflow.log=true"), ("--set", "proxy.proxies:synflow.log=false"))
+    )
+    assert plain == same != other
+    assert score(*words, "--set", "training.batch_size=16")[0]["scores"]["params"] > 0
+    for item, said in (
+        ("proxy.jacov.x=1", "no proxy 'jacov' is asked for"),
+        ("proxy.synflow=1", "write proxy.NAME.KEY=VALUE"),
+        ("proxy.synflow.logg=1", "logg"),
+    ):
+        result = cli_here("score", *words, "--set", item)
+        assert result.returncode == 2
+        assert said in result.stderr
+
+
 def test_the_teacher_is_opened_for_proxies_that_compare_with_one(score, tmp_path, monkeypatch):
     (tmp_path / "my_net.py").write_text(TEACHER)
     monkeypatch.syspath_prepend(tmp_path)
