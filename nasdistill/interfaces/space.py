@@ -182,7 +182,9 @@ class SearchSpace(Component, ABC):
         """Return all axes, the inactive ones at their default; unknown names are kept for `validate` to report."""
         axes = self.axes()
         full = {axis.name: params.get(axis.name, axis.default) for axis in axes}
-        clean = {axis.name: full[axis.name] if axis.is_active(full) else axis.default for axis in axes}
+        # Values that are no choice stay for `validate`, too; no axis is asked about them.
+        valid = {axis.name: full[axis.name] if full[axis.name] in axis.choices else axis.default for axis in axes}
+        clean = {axis.name: full[axis.name] if axis.is_active(valid) else axis.default for axis in axes}
         return {**clean, **{name: value for name, value in params.items() if name not in clean}}
 
     def validate(self, arch: Architecture) -> list[str]:
