@@ -27,6 +27,8 @@ def run(args: argparse.Namespace) -> int:
     directory = RunDirectory.open(args.run)
     disabled = ((directory.read("config.json") or {}).get("plugins") or {}).get("disable", ())
     report = write_report(directory, load_host(args, disable=disabled), args.out)
+    for gap in report.gaps:
+        warn(f"the report lacks {gap}")
     for section in report.sections:
         if section["problem"]:
             warn(f"section {section['title']}: {section['problem']}")

@@ -91,12 +91,10 @@ def build_network(
         with seeded(seed, "init", arch.fingerprint):
             return space.build(arch, io).eval()
     except NasdistillError as error:
-        here = {p.name for p in host.plugins() if p.state == "loaded"}
-        missing = [entry for entry in recorded if entry.get("plugin") not in here]
-        if not missing:
+        absent = absent_plugins(recorded, host)
+        if absent is None:
             raise
-        names = " and ".join(map(_plugin, missing))
-        raise type(error)(f"{error.message}; it was made with {names}, not here now", hint=_install(missing)) from error
+        raise type(error)(f"{error.message}; it was made with {absent[0]}, not here now", hint=absent[1]) from error
 
 
 def open_space(
@@ -135,6 +133,13 @@ def open_space(
                 "warning: plugin file %s has changed since this was made: the network may differ", entry.get("file")
             )
     return space
+
+
+def absent_plugins(recorded: Iterable[Mapping[str, Any]], host: Host) -> tuple[str, str] | None:
+    """Return which of the plugins that were recorded are not here, and what to do about it; None when all are."""
+    here = {p.name for p in host.plugins() if p.state == "loaded"}
+    missing = [entry for entry in recorded if entry.get("plugin") not in here]
+    return (" and ".join(map(_plugin, missing)), _install(missing)) if missing else None
 
 
 def _plugin(entry: Mapping[str, Any]) -> str:

@@ -90,6 +90,11 @@ class Run:
         """The object that ``nasdistill show --json`` prints."""
         return build_result(self._directory)
 
+    @property
+    def plugins(self) -> tuple[Mapping[str, Any], ...]:
+        """The plugins that the run was started with: `plugin`, `distribution`, `version`."""
+        return tuple(self._table("environment.json").get("plugins") or ())
+
     @cached_property
     def config(self) -> RunConfig:
         """The complete configuration.
@@ -233,7 +238,7 @@ class Run:
                 "weights belong to another network",
                 hint="nasdistill.build(FILE) builds the changed architecture with fresh weights.",
             )
-        plugins = self._table("environment.json").get("plugins") or ()
+        plugins = self.plugins
         folder = self._directory.student(student_id(candidate))
         if (folder / "provenance.json").exists():
             record = read_record(folder)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from nasdistill.errors import NasdistillError, one_line
 from nasdistill.files import read_json
+from nasdistill.library.building import absent_plugins
 from nasdistill.report.drawing import graph_json
 from nasdistill.search.result import build_result
 from nasdistill.store import RunDirectory
@@ -69,6 +70,9 @@ def collect(run: RunDirectory, host: Host | None = None) -> dict[str, Any]:
     data["disk"] = {student["id"]: _bytes(run, student["id"]) for student in data["front"]}
     spaces: dict[str, SearchSpace] = {}
     if host is not None:
+        absent = absent_plugins(data["environment"].get("plugins") or (), host)
+        if absent is not None:
+            gaps.append(f"what {absent[0]} would add, not here now. {absent[1]}")
         spaces = part("the search spaces", lambda: _spaces(data["config"], host), spaces)
     data["axes"] = part("the spaces' axes", lambda: {name: _axes(space) for name, space in spaces.items()}, empty)
     data["graphs"] = part("the architectures' graphs", lambda: _graphs(run, data, spaces), empty)

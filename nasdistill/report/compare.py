@@ -22,6 +22,7 @@ from nasdistill.files import cache_folder
 from nasdistill.host import Host
 from nasdistill.interfaces import Prepared, Target, Task
 from nasdistill.library import Run, Student, load_student
+from nasdistill.library.building import absent_plugins
 from nasdistill.measure import Meter, count_macs
 from nasdistill.report.markup import (
     is_share,
@@ -139,10 +140,11 @@ def compare(
     """
     field = gather(paths, host)
     config = field.first.config
+    _check_plugins(field.first, host, own_target=target is None)
     task = _open_task(field.first, config, host, message)
     runtime = _target(config, host, target)
     notes: list[str] = []
-    teacher = _open_teacher(config, host, task, message, notes)
+    teacher = _open_teacher(field.first, host, task, message, notes)
     notes += [
         f"Run {name} had another teacher ({run.config.teacher.name}) than {field.first.path.name}."
         for name, run in field.runs.items()
@@ -160,7 +162,7 @@ def compare(
                 raise MismatchError(f"it takes {entrant.student.io}, the task gives {task.io}")
             models[entrant.name] = entrant.student.model()
         except NasdistillError as error:
-            row["problem"] = one_line(error)
+            row["problem"] = "; ".join(filter(None, [one_line(error), error.hint]))
     for row in rows:
         model = models.get(row["name"])
         if model is not None:
@@ -190,6 +192,26 @@ def compare(
     }  # fmt: skip
 
 
+def _check_plugins(run: Run, host: Host, *, own_target: bool) -> None:
+    """Refuse to compare where a plugin of the first run's task or target is not here.
+
+    Raises:
+        UsageError: naming it with the distribution and version that the run was made with.
+    """
+    wanted = [(Kind.TASK, run.config.task.name)] + ([(Kind.TARGET, run.config.target[0].name)] if own_target else [])
+    for kind, name in wanted:
+        try:
+            host.canonical(kind, name)
+        except NasdistillError as error:
+            absent = absent_plugins(run.plugins, host)
+            if absent is None:
+                raise
+            raise UsageError(
+                f"{run.path} cannot be compared: {error.message} It was made with {absent[0]}, not here now",
+                hint=absent[1],
+            ) from error
+
+
 def _open_task(run: Run, config: RunConfig, host: Host, message: Callable[[str], None]) -> Task:
     task: Task = host.create(Kind.TASK, config.task.name, config.task.options)
     task.prepare(cache_folder(), message)
@@ -213,15 +235,18 @@ def _target(config: RunConfig, host: Host, name: str | None) -> Target:
 
 
 def _open_teacher(
-    config: RunConfig, host: Host, task: Task, message: Callable[[str], None], notes: list[str]
+    run: Run, host: Host, task: Task, message: Callable[[str], None], notes: list[str]
 ) -> nn.Module | None:
     """Return the first run's teacher, or None with a note where it cannot be opened here."""
+    config = run.config
     try:
         name, locator = host.locate(Kind.TEACHER, config.teacher.name)
         teacher = host.create(Kind.TEACHER, name, config.teacher.options)
         session = teacher.open(locator, task, cache_dir=cache_folder(), progress=message)
     except NasdistillError as error:
-        notes.append(f"Without the teacher {config.teacher.name}: {one_line(error)}")
+        absent = absent_plugins(run.plugins, host)
+        gone = f"; the run was made with {absent[0]}, not here now" if absent else ""
+        notes.append(f"Without the teacher {config.teacher.name}: {one_line(error)}{gone}")
         return None
     model: nn.Module = session.model.cpu().eval()
     return model

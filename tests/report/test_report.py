@@ -478,6 +478,25 @@ def test_what_cannot_be_compared_is_refused_in_words(finished, host, tmp_path):
     assert main(["compare", str(finished.path)]) == 2
 
 
+def test_a_plugin_that_is_gone_is_named_with_its_version(second, tmp_path, capsys):
+    path = tmp_path / "mine"
+    shutil.copytree(second, path)
+    environment, config = (json.loads((path / f"{name}.json").read_text()) for name in ("environment", "config"))
+    environment["plugins"].append({"plugin": "acme", "distribution": "nasdistill-acme", "version": "1.2"})
+    (path / "environment.json").write_text(json.dumps(environment))
+    space = config["space"]
+    (path / "config.json").write_text(json.dumps({**config, "target": [{"name": "acme:box"}]}))
+    assert main(["compare", str(path), str(second)]) == 2
+    said = capsys.readouterr().err
+    assert "plugin 'acme' (nasdistill-acme 1.2), not here now" in said
+    assert "Install 'nasdistill-acme==1.2'" in said
+    (path / "config.json").write_text(json.dumps({**config, "space": [{"name": "acme:net"}, *space]}))
+    assert main(["report", str(path), "--out", str(tmp_path / "report.html")]) == 0
+    said = capsys.readouterr().err
+    assert "warning: the report lacks the search spaces: no search space named 'acme:net'" in said
+    assert "nasdistill-acme 1.2" in said
+
+
 @pytest.mark.parametrize("heading", ["report RUN", "compare RUN RUN_OR_STUDENT ..."])
 def test_the_keys_are_the_documented_ones(finished, second, capsys, heading):
     """What docs/contracts.md says of ``--json`` is what the commands print: the same keys, neither more nor fewer."""
