@@ -40,7 +40,7 @@ def has_options(subject: Subject) -> bool:
 
 @check(None, gate=True, per_example=False, hint="Check the spec's target, and what the module imports.")
 def can_be_imported(subject: Subject) -> None:
-    """A component's target imports and derives from its kind's interface, nothing abstract left; its examples are some.
+    """A component's target imports, derives from its kind's interface with nothing abstract left, has legal `examples`.
 
     Nothing is said of a component that declares a package which is not installed.
     """
@@ -51,7 +51,7 @@ def can_be_imported(subject: Subject) -> None:
         )
     found = subject.load()
     try:
-        declared(found)
+        declared(found, subject.kind)
     except TypeError as fault:
         fail(str(fault))
     stated, actual = subject.spec.options, getattr(found, "options_model", None)
