@@ -14,7 +14,7 @@ from toys_search import outcome, resumable, write_digits
 
 from nasdistill.host import Host
 from nasdistill.search.run import run_search
-from nasdistill.search.work import Job, Outcome, StopSearch
+from nasdistill.search.work import Job, Outcome, StopSearch, Workbench
 from nasdistill.search.workers import Orders, Workers, _death
 from nasdistill.spec.architecture import Architecture
 from nasdistill.store import RunDirectory
@@ -93,6 +93,23 @@ def test_being_asked_to_stop_ends_the_workers(digits, tmp_path, monkeypatch):
     with pytest.raises(StopSearch):
         list(workers.map([job], progress=lambda *_: None, should_stop=checkpoint.exists))
     assert workers.pids() == []
+
+
+def test_leaving_the_program_costs_the_job_and_an_interrupt_goes_through(monkeypatch):
+    bench = Workbench.__new__(Workbench)
+    job = Job("static", "static", 0, Architecture.of("spaces:none", {}, 1))
+
+    def leave(job):
+        raise raised
+
+    monkeypatch.setattr(bench, "_static", leave, raising=False)
+    raised = SystemExit(3)
+    outcome = bench.do(job)
+    assert outcome.failure == "it called sys.exit(3)"
+    assert not outcome.fatal
+    raised = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        bench.do(job)
 
 
 def test_an_outcome_says_how_a_process_ended():
