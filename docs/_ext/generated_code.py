@@ -22,6 +22,7 @@ from nasdistill.spec.config import RunConfig
 from nasdistill.spec.systems import STATES, Realisation, System, realise, systems
 from nasdistill.testing import all_checks
 from nasdistill.testing.pluginchecks import plugin_checks
+from nasdistill.testing.registry import context_names
 
 
 def signature(function: Any) -> str:
@@ -127,7 +128,9 @@ def see(kind: str) -> str:
     parts = [f"Interface: {', '.join(map(_link, classes.values()))}."] if classes else []
     parts += [f"Registration: {', '.join(map(_link, specs))}."]
     parts += [
-        f"[What is checked](../reference/checks/{kind}.md) · [what is bundled](../reference/components/{kind}.md)"
+        f"[What is checked](../reference/checks/{kind}.md)"
+        + (", and what an `Example` may tell the checks" if context_names(found) else "")
+        + f" · [what is bundled](../reference/components/{kind}.md)"
     ]
     return " ".join(parts) + "\n"
 
@@ -191,7 +194,8 @@ def _markdown(text: str) -> str:
 def checks(kind: str = "") -> str:
     """Return the contract checks of a kind; without one the list of kinds, and the checks that all of them share."""
     if kind:
-        return "## Always\n\n" + _check_sections([check for check in all_checks() if check.kind is Kind(kind)])
+        found = [check for check in all_checks() if check.kind is Kind(kind)]
+        return f"## Always\n\n{_check_sections(found)}\n{_context(kind)}"
     rows = []
     for item in Kind:
         found = [check for check in all_checks() if check.kind is item]
@@ -207,6 +211,18 @@ def _check_sections(found: list[Any]) -> str:
     parts = [_check_section(check) for check in found if not check.thorough]
     slow = [_check_section(check) for check in found if check.thorough]
     return "\n\n".join([*parts, *(["## Thorough checks", "Only with `--thorough`.", *slow] if slow else [])]) + "\n"
+
+
+def _context(kind: str) -> str:
+    """Return what an example of a component may say of its surroundings."""
+    rows = [(code(name), meaning) for name, meaning in context_names(Kind(kind)).items()]
+    if not rows:
+        return ""
+    return "\n\n".join([
+        "## What an example's context may name",
+        "`Example(context={...})` in the class's `examples` tells the checks what to work on; other names are errors.",
+        table(("name", "what it is"), rows),
+    ]) + "\n"  # fmt: skip
 
 
 def _check_section(check: Any) -> str:

@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from nasdistill.errors import did_you_mean
 from nasdistill.interfaces.base import Example
+from nasdistill.spec.component import Kind
+from nasdistill.testing.registry import context_names
 
 
-def declared(found: Any) -> tuple[tuple[Example, ...], dict[str, str]]:
+def declared(found: Any, kind: Kind) -> tuple[tuple[Example, ...], dict[str, str]]:
     """Return the examples of a class (none: one with the default options) and its expected failures with reasons.
+
+    Args:
+        found: the class.
+        kind: its kind, which says what the examples' contexts may name.
 
     Raises:
         TypeError: they are not written as they have to be; the text says how.
@@ -20,7 +27,7 @@ def declared(found: Any) -> tuple[tuple[Example, ...], dict[str, str]]:
     if not isinstance(examples, tuple | list):
         raise TypeError(f"examples is {_a(examples)}, not a tuple of Example objects")
     for number, example in enumerate(examples):
-        fault = _fault(example)
+        fault = _fault(example) or context_fault(example, kind)
         if fault:
             raise TypeError(f"examples[{number}] {fault}")
     if not isinstance(expected, Mapping):
@@ -29,6 +36,16 @@ def declared(found: Any) -> tuple[tuple[Example, ...], dict[str, str]]:
         if not (isinstance(name, str) and isinstance(reason, str) and reason.strip()):
             raise TypeError(f"expected_failures has {name!r}: {reason!r}; it takes the name of a check and a reason")
     return tuple(examples) or (Example(),), dict(expected)
+
+
+def context_fault(example: Example, kind: Kind) -> str:
+    """Return what is wrong with the names in an example's context: a misspelt one would change nothing, unnoticed."""
+    known = context_names(kind)
+    for name in example.context:
+        if name not in known:
+            meant = did_you_mean(str(name), sorted(known)) if known else f"Those of a {kind.value} name nothing."
+            return f"has {name!r} in its context, which no check of a {kind.value} asks for. {meant}"
+    return ""
 
 
 def _fault(example: Any) -> str:

@@ -13,7 +13,7 @@ from nasdistill.interfaces.base import Example
 from nasdistill.seeds import torch_threads
 from nasdistill.spec.component import Kind
 from nasdistill.testing.attempt import attempt
-from nasdistill.testing.declared import declared
+from nasdistill.testing.declared import context_fault, declared
 from nasdistill.testing.registry import Applies, Check, ComponentSkipped, Run, checks_of, skip_test
 from nasdistill.testing.results import CheckResult, Status, title
 from nasdistill.testing.subject import Subject
@@ -157,10 +157,13 @@ def generate_checks(
         seed: of everything random.
 
     Raises:
-        UsageError: an expected failure names no check of this kind, or one that the others depend on.
+        UsageError: an expected failure names no check of this kind, or one that the others depend on; an example names
+            something that no check asks for.
     """
     checks = {item.name: item for item in checks_of(record.kind)}
     given = tuple(examples or ())
+    for fault in filter(None, (context_fault(example, record.kind) for example in given)):
+        raise UsageError(f"an example for {record.id} {fault}")
     first = _Gate([checks[OPENING]])
     # It is handed out before the class is imported here, so that whoever runs it at once can say what hangs or fails.
     yield BoundCheck(checks[OPENING], Subject(host, record, given[0] if given else Example(), seed=seed), "", first)
@@ -187,7 +190,7 @@ def _declared(host: Host, record: ComponentRecord) -> tuple[tuple[Example, ...],
     """Return examples and expected failures of a component's class; a check says what keeps them from being read."""
     if record.kind is not Kind.COMMAND:
         with contextlib.suppress(*ISOLATED):
-            return declared(host.load(record.kind, record.id))
+            return declared(host.load(record.kind, record.id), record.kind)
     return (Example(),), {}
 
 

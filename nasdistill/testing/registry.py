@@ -9,7 +9,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 from unittest import SkipTest
@@ -159,6 +159,14 @@ def all_checks() -> list[Check]:
     for kind in Kind:
         _load(kind)
     return [item for kind in (None, *Kind) for item in _CHECKS.get(kind, {}).values()]
+
+
+def context_names(kind: Kind) -> Mapping[str, str]:
+    """Return what an example's context may name for a component of `kind`: name -> what it is."""
+    _load(kind)
+    module = sys.modules.get(f"nasdistill.testing.checks.{kind.value}")
+    names: Mapping[str, str] = getattr(module, "CONTEXT", {})
+    return names
 
 
 def _load(kind: Kind) -> None:

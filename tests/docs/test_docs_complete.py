@@ -316,6 +316,16 @@ def test_every_check_is_documented(site):
         assert (check.thorough) == (f"### `{check.name}`\n" in page.partition("\n## Thorough")[2])
 
 
+@pytest.mark.parametrize("kind", Kind, ids=str)
+def test_every_name_that_an_example_may_say_is_documented(kind, site):
+    from nasdistill.testing.registry import context_names
+
+    page = site[f"reference/checks/{kind.value}.md"]
+    part = page.partition("## What an example's context may name")[2]
+    assert [name for name in rows(part) if name not in ("name", "---")] == sorted(context_names(kind))
+    assert bool(part) == bool(context_names(kind))
+
+
 def test_expected_failures_in_the_pages_name_checks():
     from nasdistill.testing import all_checks
 

@@ -69,7 +69,8 @@ def can_be_imported(subject: Subject) -> None:
 )
 def can_be_created(subject: Subject) -> None:
     """A component is created from its example's options, by a constructor that only keeps them."""
-    component = create(subject)
+    with put_back():
+        component = create(subject)
     if component.id != subject.id:
         fail(f"its id is {component.id!r} after the host has set it to {subject.id!r}")
 
@@ -144,7 +145,8 @@ def unknown_options_are_refused(subject: Subject) -> None:
 def same_seed_same_result(subject: Subject) -> None:
     """The same seed gives the same result, bit for bit, from a fresh component."""
     use = plain_use(subject)
-    first, second = use(subject), use(subject)
+    with put_back():
+        first, second = use(subject), use(subject)
     difference = same(first, second)
     if difference:
         fail(f"two runs with one seed differ: {difference}")
@@ -158,13 +160,14 @@ def same_seed_same_result(subject: Subject) -> None:
 )
 def leaves_the_process_as_found(subject: Subject) -> None:
     """Global state is as before: random states, grad mode, default dtype, threads, warning filters, environment."""
+    # What the first use in `works` imports and sets up once is not held against it. All uses before this one were put
+    # back, so what every use sets, if only to the same value, shows here.
     use = plain_use(subject)
-    use(subject)  # what a first use imports and sets up once is not held against it
     subject.touched.clear()
     before = ProcessState()
     try:
         use(subject)
-        changed = [*before.changes(), *subject.touched]
+        changed = dict.fromkeys([*before.changes(), *subject.touched])
     finally:
         before.restore()
     if changed:
@@ -178,7 +181,7 @@ def prints_nothing(subject: Subject) -> None:
     """Nothing is printed to standard output, which belongs to the command's result."""
     use = plain_use(subject)
     said = io.StringIO()
-    with contextlib.redirect_stdout(said):
+    with contextlib.redirect_stdout(said), put_back():
         use(subject)
     if said.getvalue().strip():
         fail(f"it prints {said.getvalue().strip().splitlines()[0]!r}")
@@ -207,6 +210,16 @@ def create(subject: Subject) -> Any:
         geometry = subject.context("geometry") or AttentionGeometry(heads=2, kv_heads=2, head_dim=8, dim=16, tokens=16)
         return subject.create(geometry=geometry)
     return subject.create()
+
+
+@contextlib.contextmanager
+def put_back() -> Iterator[None]:
+    """Put the process's state back afterwards: what a component leaves behind must not hide in the next check."""
+    before = ProcessState()
+    try:
+        yield
+    finally:
+        before.restore()
 
 
 def plain_use(subject: Subject) -> Exercise:

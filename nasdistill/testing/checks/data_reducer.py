@@ -1,8 +1,6 @@
 """Checks of data reducers: so many samples and no more, from the training split alone, by the given generator.
 
-They are tried on 60 digits. An example's context may say ``task`` (the name of a task) with ``task_options``, and
-``model`` (what makes a network for the task's :class:`~nasdistill.spec.io.IOSpec`: a callable, or
-``"package.module:callable"``).
+They are tried on 60 digits, unless an example names another task.
 """
 
 from __future__ import annotations
@@ -26,6 +24,13 @@ from nasdistill.testing.kit.watched import WatchedTask
 from nasdistill.testing.registry import check, exercise, fail, skip
 from nasdistill.testing.state import same
 from nasdistill.testing.subject import Subject
+
+CONTEXT = {
+    "task": "name of the task; a small one on digits, of the kit, unless given",
+    "task_options": "its options",
+    "model": "what makes a network for the task's `IOSpec`: a callable, or `package.module:callable`",
+}
+"""What an example's context may name."""
 
 BUDGET = 10
 

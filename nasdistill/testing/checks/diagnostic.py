@@ -1,8 +1,6 @@
 """Checks of diagnostics: numbers, tables and figures that can be shown, of models that are the same afterwards.
 
-They look at two small transformers through the real tracer, on digits. An example's context may say ``models`` (name ->
-network: ``"SmallResNet"`` of :mod:`nasdistill.testing.kit.models`, a callable or ``"package.module:callable"``),
-``task`` (the name of a task) and ``task_options``.
+They look at two small transformers through the real tracer, on digits, unless an example names others.
 """
 
 from __future__ import annotations
@@ -29,6 +27,16 @@ from nasdistill.testing.registry import check, exercise, fail, skip
 from nasdistill.testing.state import same
 from nasdistill.testing.subject import Subject
 from nasdistill.trace import make_tracer
+
+CONTEXT = {
+    "models": (
+        "name -> what makes the network: `SmallResNet` or another one of `nasdistill.testing.kit.models`, or "
+        "`package.module:callable`; two small transformers unless given"
+    ),
+    "task": "name of the task; a small one on digits, of the kit, unless given",
+    "task_options": "its options",
+}
+"""What an example's context may name."""
 
 SIMPLE = (str, int, float, bool, type(None))
 

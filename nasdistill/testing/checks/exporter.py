@@ -1,7 +1,6 @@
 """Checks of exporters: complete files in their folder and nowhere else, which say nothing of the machine they are from.
 
-An example's context may say ``space`` (a search space's name), ``space_options``, ``params`` (of the architecture) and
-``io``; without them a student of :class:`nasdistill.testing.kit.space.TinySpace` for digits is exported.
+A student of :class:`nasdistill.testing.kit.space.TinySpace` for digits is exported, unless an example names another.
 """
 
 from __future__ import annotations
@@ -32,6 +31,14 @@ from nasdistill.testing.kit.models import DIGITS
 from nasdistill.testing.kit.space import TinySpace
 from nasdistill.testing.registry import check, exercise, fail, skip
 from nasdistill.testing.subject import Subject
+
+CONTEXT = {
+    "space": "name of the student's search space; a tiny one, of the kit, unless given",
+    "space_options": "its options",
+    "params": "parameters of the architecture; the defaults unless given",
+    "io": "the student's `IOSpec`; that of digits unless given",
+}
+"""What an example's context may name."""
 
 REASONS = ("export_failed", "parity")
 

@@ -1,7 +1,7 @@
 """Checks of distillation losses, on the traces of small real models.
 
-A loss is tried on every standard pair of models that its `build` accepts (:mod:`nasdistill.testing.kit.pairs`); an
-example's context may say ``{"pairs": ("text", "acme.pairs:SPEECH")}`` to name others, or to have fewer.
+A loss is tried on every standard pair of models that its `build` accepts (:mod:`nasdistill.testing.kit.pairs`), unless
+an example names others.
 """
 
 from __future__ import annotations
@@ -28,6 +28,11 @@ from nasdistill.testing.registry import check, exercise, fail, skip
 from nasdistill.testing.state import same
 from nasdistill.testing.subject import Subject
 from nasdistill.trace import even_layer_map
+
+CONTEXT = {
+    "pairs": 'the pairs of models to try, such as `("text", "acme.pairs:SPEECH")`; all standard ones unless given',
+}
+"""What an example's context may name."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Checks of proxies, most of them run as a search runs them: through the runner, which hands over copies and watches.
 
-An example's context may say ``{"families": ("vit",)}`` for a proxy that can score networks of one family only.
+They look at untrained networks of two families, unless an example names one of them.
 """
 
 from __future__ import annotations
@@ -24,6 +24,11 @@ from nasdistill.testing.kit.models import DIGITS, Mlp, SmallResNet, SmallViT, bu
 from nasdistill.testing.kit.scoring import Passes, candidate, count_passes, forwards_kept
 from nasdistill.testing.registry import check, exercise, fail, skip
 from nasdistill.testing.subject import Subject
+
+CONTEXT = {
+    "families": 'the families of networks that it can score: `("resnet",)` or `("vit",)`; both unless given',
+}
+"""What an example's context may name."""
 
 FAMILIES = ("resnet", "vit")
 

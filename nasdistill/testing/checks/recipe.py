@@ -1,9 +1,4 @@
-"""Checks of recipes, on a runner that trains a little and writes down much (:mod:`nasdistill.testing.kit.runner`).
-
-An example's context may say ``model`` (the student: ``"SmallViT"`` of :mod:`nasdistill.testing.kit.models`, or
-``"package.module:callable"``), ``batch`` (``"package.module:callable"``, which returns a batch that it takes) and
-``teacher`` (what makes the network behind every teacher's name; one like the student unless given).
-"""
+"""Checks of recipes, on a runner that trains a little and writes down much (:mod:`nasdistill.testing.kit.runner`)."""
 
 from __future__ import annotations
 
@@ -27,6 +22,18 @@ from nasdistill.testing.kit.runner import SOURCES, RecordingRunner, StageRun, st
 from nasdistill.testing.registry import CheckFailed, check, exercise, fail, skip
 from nasdistill.testing.state import same
 from nasdistill.testing.subject import Subject
+
+CONTEXT = {
+    "model": (
+        "what makes the student: `SmallViT` or another one of `nasdistill.testing.kit.models`, or "
+        "`package.module:callable`"
+    ),
+    "batch": "`package.module:callable`, which returns the batch that the network takes; digits unless given",
+    "teacher": (
+        "what makes the network behind every teacher's name, written like `model`; one like the student unless given"
+    ),
+}
+"""What an example's context may name."""
 
 FILE_NAME = re.compile(r"^[A-Za-z0-9][\w. -]*$")
 

@@ -1,7 +1,6 @@
 """Checks of report sections: an answer for any run, markup that stands alone, and names that stay text.
 
-They are tried on the made-up runs of :mod:`nasdistill.testing.kit.report`. An example's context may say ``run``: keys
-that replace those of the run, for a section that has something to say of certain runs only.
+They are tried on the made-up runs of :mod:`nasdistill.testing.kit.report`.
 """
 
 from __future__ import annotations
@@ -17,6 +16,11 @@ from nasdistill.spec.component import Kind
 from nasdistill.testing.kit.report import Reader, loads, named_run, run_data, runs
 from nasdistill.testing.registry import check, exercise, fail, skip
 from nasdistill.testing.subject import Subject
+
+CONTEXT = {
+    "run": "keys that replace those of the made-up run, for a section that has something to say of certain runs only",
+}
+"""What an example's context may name."""
 
 NASTY = "x\"'><bad-tag bad-attr='1'>"
 """A name that becomes an element wherever it is not escaped, in text or in an attribute."""

@@ -1,12 +1,5 @@
 """Checks of teachers: what is opened is frozen, answers what it is asked, and is known by its fingerprint.
 
-An example's context may say
-
-- ``locator``: what to open; without it the first of `locators`, or nothing;
-- ``task`` and ``task_options``: a task component that it fits; without them
-  :func:`nasdistill.testing.kit.task.tiny_task`, which has images ``1 x 8 x 8`` of 10 digits;
-- ``other_locator`` or ``other_options``: what gives a teacher with other weights; its fingerprint must be another one.
-
 A teacher that trains keeps what it trained in the cache folder; the checks of one example share a folder.
 """
 
@@ -35,6 +28,15 @@ from nasdistill.testing.registry import check, exercise, fail, skip
 from nasdistill.testing.state import same
 from nasdistill.testing.subject import Subject
 from nasdistill.trace import make_tracer
+
+CONTEXT = {
+    "locator": "what to open; the first of `locators`, or nothing, unless given",
+    "task": "name of the task; a small one on digits, of the kit, unless given",
+    "task_options": "its options",
+    "other_locator": "a locator of a teacher with other weights, whose fingerprint must be another one",
+    "other_options": "options of a teacher with other weights, whose fingerprint must be another one",
+}
+"""What an example's context may name."""
 
 LOGITS = Site("logits")
 

@@ -1,10 +1,8 @@
 """Checks of transforms: another network comes out, and the old one can be turned into it again without data.
 
-They are tried on two small networks, a convolutional one and a transformer, and on real digits. A transform may refuse
-one of them. An example's context may say ``model`` (another network: ``"Mlp"`` of
-:mod:`nasdistill.testing.kit.models`, or ``"package.module:callable"``) and ``batch`` (``"package.module:callable"``,
-which returns a :class:`~nasdistill.interfaces.Batch` that this network takes). The example with the setting under which
-nothing changes is called ``"identity"``, or its context says ``identity=True``.
+They are tried on two small networks, a convolutional one and a transformer, and on real digits, unless an example names
+another. A transform may refuse one of them. The example with the setting under which nothing changes is called
+``"identity"``, or says so.
 """
 
 from __future__ import annotations
@@ -30,6 +28,16 @@ from nasdistill.testing.registry import check, exercise, fail, skip
 from nasdistill.testing.state import same
 from nasdistill.testing.subject import Subject
 from nasdistill.trace import describe
+
+CONTEXT = {
+    "model": (
+        "what makes the network: `Mlp` or another one of `nasdistill.testing.kit.models`, or "
+        "`package.module:callable`; a convolutional one and a transformer unless given"
+    ),
+    "batch": "`package.module:callable`, which returns the batch that the network takes; digits unless given",
+    "identity": "`True` for the setting under which nothing changes; an example called `identity` needs not say it",
+}
+"""What an example's context may name."""
 
 NETWORKS = ("SmallResNet", "SmallViT")
 STEPS = 6
