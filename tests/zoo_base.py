@@ -1,6 +1,7 @@
 """The zoo: components that are sound but for one thing, each to be caught by one check and by no other.
 
-A kind's zoo is a module ``zoo_KIND.py`` here, with `SOUND` (specs of components that pass everything) and `BROKEN`.
+A kind's zoo is a module ``zoo_KIND.py`` here, with `SOUND` (specs of components that pass everything) and `BROKEN`;
+`SOUND_IF_QUICK` are sound ones on which no time is spent for thorough checks.
 """
 
 from __future__ import annotations

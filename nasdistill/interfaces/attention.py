@@ -379,6 +379,14 @@ class ModuleAttention(nn.Module, ABC):
     def forward(self, x: Tensor, ctx: AttentionContext, source: Tensor | None = None) -> AttentionResult:
         """Attend from ``x (B, N, C)`` to itself or to ``source (B, M, C)``; `out` is ``(B, N, C)``, projected."""
 
+    def start_cache(self) -> Any:
+        """Return an empty decoding cache for ``AttentionContext.cache``; x then holds the new tokens only.
+
+        Raises:
+            ValueError: this variant does not decode.
+        """
+        raise ValueError(f"{type(self).__name__} does not support decoding with a cache")
+
     @classmethod
     @abstractmethod
     def cost(cls, geometry: AttentionGeometry, n: int, m: int, options: Any = None) -> Cost:

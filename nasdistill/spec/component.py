@@ -83,20 +83,23 @@ class AttentionTags:
     """What an attention variant can do; what is not declared must be refused, never ignored.
 
     Attributes:
-        level: ``"core"`` computes from q, k, v; ``"module"`` owns its projections; ``"model"`` needs several layers.
+        level: ``"core"`` computes from q, k, v; ``"module"`` owns its projections; ``"model"`` needs several layers, and
+            its `causal`, `bidirectional`, `cross` and `gqa` say which layers it converts. Nobody asks a converted layer
+            for padding, a bias, patterns, a map or decoding: these stay False there.
         causal: ``"strict"`` (no position of the output depends on a later token), ``"values"`` (values only: scores or
-            selections may look ahead) or ``"no"``.
+            selections do look ahead) or ``"no"``.
         bidirectional: works without a causal mask.
         cross: queries and keys may come from different sequences (N != M).
         gqa: accepts fewer key/value heads than query heads.
         padding: honours a key padding mask.
         bias: honours an additive score bias.
-        exact: equals softmax attention.
-        complexity: cost in the sequence length.
+        exact: equals softmax attention as it is made (a module the layer that it starts from); False: it does not.
+        complexity: cost in the sequence length. ``"n*w"`` reads w of the keys for a query, however many there are,
+            where ``"n"`` reads all of them at a linear cost; ``"n log n"`` may come from sorting or transforming them.
         stateful: keeps state between calls (a step-wise cache of block masks, say), reset through the context's store.
         returns_map: can return an attention map.
         decodes: supports token-by-token decoding with a cache.
-        exportable: exports to ONNX.
+        exportable: passes torch.export and both of torch's ways to ONNX, and computes the same there; False: it fails one.
         owns_parameters: adds trainable parameters of its own.
         patterns: honours ``AttentionMask.window`` and ``AttentionMask.predicate``.
     """

@@ -13,12 +13,18 @@ from nasdistill.testing.results import failures
 
 ZOOS = [name for name in ("common", *Kind) if importlib.util.find_spec(f"zoo_{name}")]
 SOUND = [spec for name in ZOOS for spec in importlib.import_module(f"zoo_{name}").SOUND]
+QUICK = [spec for name in ZOOS for spec in getattr(importlib.import_module(f"zoo_{name}"), "SOUND_IF_QUICK", [])]
 BROKEN = [item for name in ZOOS for item in importlib.import_module(f"zoo_{name}").BROKEN]
 
 
 @pytest.mark.parametrize("spec", SOUND, ids=lambda spec: f"{spec.kind.value}-{spec.name}")
 def test_a_sound_component_passes_every_check(spec):
     assert check_component(spec, thorough=True)
+
+
+@pytest.mark.parametrize("spec", QUICK, ids=lambda spec: f"{spec.kind.value}-{spec.name}")
+def test_a_sound_component_passes_every_quick_check(spec):
+    assert check_component(spec)
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=str)

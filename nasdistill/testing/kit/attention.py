@@ -9,11 +9,11 @@ from nasdistill.interfaces import AttentionGeometry, AttentionMask, AttentionVie
 
 
 class SelfAttention(nn.Module):
-    """Softmax attention with separate projections; fewer key/value heads than heads on request."""
+    """Softmax attention with separate projections; fewer key/value heads than heads and causality on request."""
 
-    def __init__(self, dim: int = 16, heads: int = 2, kv_heads: int = 0) -> None:
+    def __init__(self, dim: int = 16, heads: int = 2, kv_heads: int = 0, causal: bool = False) -> None:
         super().__init__()
-        self.geometry = AttentionGeometry(dim, heads, dim // heads, kv_heads=kv_heads)
+        self.geometry = AttentionGeometry(dim, heads, dim // heads, kv_heads=kv_heads, causal=causal)
         inner = self.geometry.kv_heads * self.geometry.head_dim
         self.q, self.o = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.k, self.v = nn.Linear(dim, inner), nn.Linear(dim, inner)
@@ -21,6 +21,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, mask: AttentionMask | None = None) -> Tensor:
         """Return ``(B, N, C)`` for ``(B, N, C)``."""
         n, size = x.shape[1], self.geometry.head_dim
+        mask = AttentionMask(causal=True) if mask is None and self.geometry.causal else mask
         q, k, v = (part(x).unflatten(-1, (-1, size)).transpose(1, 2) for part in (self.q, self.k, self.v))
         times = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(times, dim=1), v.repeat_interleave(times, dim=1)
@@ -32,10 +33,10 @@ class SelfAttention(nn.Module):
 class EncoderBlock(nn.Module):
     """Pre-norm attention and a GELU MLP, both with a residual."""
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, kv_heads: int = 0, causal: bool = False) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.attn = SelfAttention(dim, heads)
+        self.attn = SelfAttention(dim, heads, kv_heads, causal)
         self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,12 +47,14 @@ class EncoderBlock(nn.Module):
 
 
 class SmallEncoder(nn.Module):
-    """Patches of 2 x 2 of images of digits, blocks, mean, head; its attention modules are ``blocks.i.attn``."""
+    """Patches of 2 x 2 of images of any size, blocks, mean, head; its attention modules are ``blocks.i.attn``."""
 
-    def __init__(self, dim: int = 16, depth: int = 3, heads: int = 2, classes: int = 10) -> None:
+    def __init__(
+        self, dim: int = 16, depth: int = 3, heads: int = 2, classes: int = 10, kv_heads: int = 0, causal: bool = False
+    ) -> None:
         super().__init__()
         self.patch = nn.Conv2d(1, dim, 2, 2)
-        self.blocks = nn.ModuleList([EncoderBlock(dim, heads) for _ in range(depth)])
+        self.blocks = nn.ModuleList([EncoderBlock(dim, heads, kv_heads, causal) for _ in range(depth)])
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, classes)
 

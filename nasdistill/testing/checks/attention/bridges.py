@@ -13,46 +13,64 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from nasdistill.errors import one_line
 from nasdistill.interfaces import AttentionContext
 from nasdistill.spec.component import Kind
 from nasdistill.testing.checks.attention.cases import (
+    convert,
+    encoder,
     first_mode,
     gap,
     is_core,
-    is_layer,
+    is_model,
     layer_of,
-    tagged,
     tags_of,
     tensors,
 )
 from nasdistill.testing.checks.attention.work import Call
-from nasdistill.testing.registry import check, fail
+from nasdistill.testing.kit.models import digits
+from nasdistill.testing.registry import check, fail, skip
 from nasdistill.testing.subject import Subject
 
 
-@check(
-    Kind.ATTENTION,
-    thorough=True,
-    applies=tagged("exportable", is_layer),
-    hint="Decide nothing by the values of tensors; or drop the tag.",
-)
+@check(Kind.ATTENTION, thorough=True, hint="Decide nothing by the values of tensors; set the tag to what comes of it.")
 def exportable_is_true(subject: Subject) -> None:
-    """A variant tagged `exportable` passes torch.export and both ways to ONNX, and computes the same there."""
+    """The tag `exportable` is true both ways: torch.export and both ways to ONNX compute the same, or one does not."""
+    declared = tags_of(subject).exportable
+    call, inputs, others = _exported_case(subject)
+    with torch.no_grad(), _quiet():
+        problem = _torch_problem(call, inputs, others)
+        if not problem:
+            lacking = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
+            if lacking:
+                skip(f"torch.export works; for ONNX {', '.join(lacking)} is missing: pip install 'nasdistill[onnx]'")
+            problems = (_onnx_problem(call, inputs, others, dynamo) for dynamo in (False, True))
+            problem = next(filter(None, problems), "")
+    if problem and declared:
+        fail(problem)
+    if not problem and not declared:
+        fail("exportable=False, and it passes torch.export and both ways to ONNX, and computes the same: declare it")
+
+
+def _exported_case(subject: Subject) -> tuple[nn.Module, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Return what is exported, the inputs to export it with, and others to compare on."""
+    if is_model(subject):
+        model = convert(subject, encoder(subject)).model.eval()
+        return model, (digits(2).image,), (digits(2, start=50).image,)
     call = Call(subject, layer_of(subject, dtype=torch.float32), first_mode(subject)).eval()
     inputs, others = (tuple(tensors(subject, 16, dtype=torch.float32, seed=seed)) for seed in (0, 1))
-    with torch.no_grad(), _quiet():
-        expected = call(*others)
-        try:
-            program = torch.export.export(call, inputs, strict=False)
-        except Exception as error:
-            fail(f"torch.export: {type(error).__name__}: {str(error).strip().splitlines()[0]}")
-        _compare("torch.export", program.module()(*others), expected)
-        if importlib.util.find_spec("onnx") is None or importlib.util.find_spec("onnxruntime") is None:
-            return
-        for dynamo in (False, True):
-            _compare(f"ONNX, {'dynamo' if dynamo else 'TorchScript'}", _in_onnx(call, inputs, others, dynamo), expected)
+    return call, inputs, others
+
+
+def _torch_problem(call: nn.Module, inputs: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> str:
+    """Return what is wrong with what torch.export makes of a call; empty when nothing is."""
+    try:
+        found = torch.export.export(call, inputs, strict=False).module()(*others)
+    except Exception as error:
+        return f"torch.export: {one_line(error)}"
+    return _difference("torch.export", found, call(*others))
 
 
 @contextlib.contextmanager
@@ -68,27 +86,29 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _compare(how: str, found: Tensor, expected: Tensor) -> None:
+def _difference(how: str, found: Tensor, expected: Tensor) -> str:
     if (difference := gap(found, expected)) > 1e-4:
-        fail(f"{how}: the exported graph differs by {difference:.3g}")
+        return f"{how}: the exported graph differs by {difference:.3g}"
+    return ""
 
 
-def _in_onnx(call: Call, inputs: tuple[Tensor, ...], others: tuple[Tensor, ...], dynamo: bool) -> Tensor:
-    """Export a call on `inputs` and return what onnxruntime gives for `others`."""
+def _onnx_problem(call: nn.Module, inputs: tuple[Tensor, ...], others: tuple[Tensor, ...], dynamo: bool) -> str:
+    """Return what is wrong with what onnxruntime gives for `others` after an export on `inputs`; empty when nothing."""
     import onnxruntime
 
     from nasdistill.bridge.onnx import export_onnx
 
+    how = f"ONNX, {'dynamo' if dynamo else 'TorchScript'}"
     names = [f"x{number}" for number in range(len(inputs))]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "layer.onnx")
         try:
             export_onnx(call, inputs, path, dynamo=dynamo, inputs=names)
+            session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            outs = session.run(None, {name: x.numpy() for name, x in zip(names, others, strict=True)})
         except Exception as error:
-            fail(f"ONNX, {'dynamo' if dynamo else 'TorchScript'}: {type(error).__name__}: {str(error).splitlines()[0]}")
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        outs = session.run(None, {name: x.numpy() for name, x in zip(names, others, strict=True)})
-    return torch.from_numpy(outs[0])
+            return f"{how}: {one_line(error)}"
+    return _difference(how, torch.from_numpy(outs[0]), call(*others))
 
 
 def fits_timm(subject: Subject) -> bool:

@@ -214,9 +214,15 @@ def perturb(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def encoder() -> SmallEncoder:
-    """Return the model that conversions get."""
-    model = built(SmallEncoder)
+def encoder(subject: Subject, **options: int) -> SmallEncoder:
+    """Return the model that conversions get, causal where nothing else is declared.
+
+    Args:
+        subject: the variant.
+        options: of the model's class.
+    """
+    options.setdefault("causal", not tags_of(subject).bidirectional)
+    model = built(SmallEncoder, **options)
     if not isinstance(model, SmallEncoder):
         raise TypeError("the kit builds something else")
     return model.eval()
@@ -238,7 +244,7 @@ def use(subject: Subject) -> list[Any]:
     found: list[Any] = []
     with subject.seeded():
         if is_model(subject):
-            model = encoder()
+            model = encoder(subject)
             made = subject.create().convert(model, views_of(model), [0, 1, 2], [digits(16)])
             return [made.model(digits(4).image).detach(), dict(made.model.state_dict()), dict(made.report)]
         for _, mask in modes(subject):

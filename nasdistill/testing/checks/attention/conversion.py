@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ from nasdistill.testing.checks.attention.cases import (
     tensors,
     view,
 )
+from nasdistill.testing.kit.attention import views_of
 from nasdistill.testing.kit.models import digits, digits_loss
 from nasdistill.testing.registry import check, fail
 from nasdistill.testing.state import same
@@ -90,7 +92,7 @@ def the_softmax_layer_is_left_alone(subject: Subject) -> None:
 @check(Kind.ATTENTION, gate=True, applies=is_model, hint="Keep the model's inputs and outputs; report plain numbers.")
 def conversion_gives_a_model_that_runs(subject: Subject) -> None:
     """The converted model gives finite outputs of the same shape, with a report and a configuration that fit JSON."""
-    model, images = encoder(), digits(4).image
+    model, images = encoder(subject), digits(4).image
     made = convert(subject, model)
     with torch.no_grad():
         before, after = model(images), made.model.eval()(images)
@@ -107,10 +109,100 @@ def conversion_gives_a_model_that_runs(subject: Subject) -> None:
             fail(f"its cost says {made.cost.params} parameters, the converted model has {owned}")
 
 
+class Layers(NamedTuple):
+    """Layers that a conversion may meet: the tag that it says so with, whether it does, the model, and the words."""
+
+    tag: str
+    declared: bool
+    model: dict[str, int]
+    words: tuple[str, ...]
+
+
+@check(Kind.ATTENTION, applies=is_model, hint="Look at view.geometry and view.cross, and raise MismatchError first.")
+def undeclared_layers_are_refused(subject: Subject) -> None:
+    """Layers of a kind that the tags do not declare are refused with a MismatchError that names it; declared ones work.
+
+    These are `causal`, `bidirectional`, `gqa` and `cross`; how a converted layer attends across is not asked.
+    """
+    tags = tags_of(subject)
+    kinds = (
+        Layers("causal", tags.causal != "no", {"causal": True}, ("causal",)),
+        Layers("bidirectional", tags.bidirectional, {"causal": False}, ("causal", "bidirectional")),
+        Layers("gqa", tags.gqa, {"kv_heads": 1}, ("head",)),
+        Layers("cross", tags.cross, {}, ("cross",)),
+    )
+    for kind in kinds:
+        model = encoder(subject, **kind.model)
+        views = {layer: replace(view, cross=kind.tag == "cross") for layer, view in views_of(model).items()}
+        try:
+            with seeded(subject.seed, "convert"):
+                made = subject.create().convert(model, views, [0, 1, 2], [digits(16)])
+        except MismatchError as error:
+            if kind.declared:
+                fail(f"{kind.tag} is declared, and such layers are refused: {error.message}")
+            if not any(word in str(error) for word in kind.words):
+                fail(f"{kind.tag} is refused with an error that does not say {' or '.join(kind.words)}: {error}")
+            continue
+        if not kind.declared:
+            fail(f"{kind.tag} is not declared, and such layers are converted without an error")
+        with torch.no_grad():
+            if kind.tag != "cross" and not made.model.eval()(digits(4).image).isfinite().all():
+                fail(f"{kind.tag} is declared, and the converted model gives numbers that are not finite")
+
+
+@check(
+    Kind.ATTENTION, applies=is_model, hint="Leave them at False; they are for layers that are called with a context."
+)
+def nothing_is_declared_that_cannot_be_asked(subject: Subject) -> None:
+    """Of a conversion nobody asks for padding, a bias, patterns, maps or decoding, so it declares none of these."""
+    tags = tags_of(subject)
+    found = [tag for tag in ("padding", "bias", "patterns", "returns_map", "decodes") if getattr(tags, tag)]
+    if found:
+        fail(f"it declares {', '.join(found)}, which converted layers are not called with")
+
+
+@check(
+    Kind.ATTENTION,
+    applies=lambda subject: is_model(subject) and subject.tags.causal != "no",
+    hint="Apply the causal mask in every converted layer, before anything is shared or selected.",
+)
+def converted_models_are_causal(subject: Subject) -> None:
+    """Of a converted causal model, later tokens change no earlier one where `causal` is "strict", else they do."""
+    model = encoder(subject, causal=True)
+    made = convert(subject, model).model.eval()
+    seen: list[Tensor] = []
+    made.get_submodule("norm").register_forward_hook(lambda module, args, out: seen.append(out))
+    image = digits(4).image
+    changed = image.clone()
+    changed[:, :, 4:] += 1.0  # the lower half of the image, tokens 8 on
+    with torch.no_grad():
+        made(image)
+        made(changed)
+    found, strict = gap(seen[1][:, :8], seen[0][:, :8]), tags_of(subject).causal == "strict"
+    if strict and found > 1e-6:
+        fail(f'causal="strict", and in the converted model later tokens change earlier ones, by {found:.3g}')
+    if not strict and found <= 1e-6:
+        fail('causal="values", and in the converted model no later token changes an earlier one: declare "strict"')
+
+
+@check(Kind.ATTENTION, applies=is_model, hint="Reset what layers share where the first of them runs.")
+def converted_models_remember_nothing(subject: Subject) -> None:
+    """The tag `stateful` is true both ways: calls of the converted model influence later ones, or they do not."""
+    made = convert(subject, encoder(subject)).model.eval()
+    with torch.no_grad():
+        first = made(digits(4).image)
+        made(digits(4, start=50).image)
+        difference = same(first, made(digits(4).image), "the output")
+    if difference and not tags_of(subject).stateful:
+        fail(f"stateful=False, and after a call with other images {difference}")
+    if not difference and tags_of(subject).stateful:
+        fail("stateful=True, and a call with other images leaves no trace: declare stateful=False")
+
+
 @check(Kind.ATTENTION, applies=is_model, hint="Work on copy.deepcopy(model).")
 def conversion_leaves_the_model_alone(subject: Subject) -> None:
     """convert() works on a copy: weights, modes, hooks and gradients of the model stay, and no memory is shared."""
-    model = encoder()
+    model = encoder(subject)
     torch.autograd.backward(digits_loss(model(digits(4).image), digits(4)))
     guard = Guard({"model": model})
     made = convert(subject, model)
@@ -125,7 +217,7 @@ def conversion_leaves_the_model_alone(subject: Subject) -> None:
 @check(Kind.ATTENTION, applies=is_model, hint="Touch the modules at views[layer].path for the given layers only.")
 def only_the_given_layers_change(subject: Subject) -> None:
     """Layers that may not be changed compute as before, and so does the rest of the model."""
-    model = encoder()
+    model = encoder(subject)
     made = convert(subject, model, [1, 2])
     touched = ("blocks.1", "blocks.2")
     names = [name for name, _ in model.named_modules() if not name.startswith(touched)]
@@ -146,7 +238,7 @@ def only_the_given_layers_change(subject: Subject) -> None:
 @check(Kind.ATTENTION, applies=is_model, hint="Register new parts as modules, and detach nothing on the way.")
 def converted_models_can_be_trained(subject: Subject) -> None:
     """Every trainable parameter of the converted model gets a finite gradient."""
-    made = copy.deepcopy(convert(subject, encoder()).model).train()
+    made = copy.deepcopy(convert(subject, encoder(subject)).model).train()
     torch.autograd.backward(digits_loss(made(digits(8).image), digits(8)))
     for name, parameter in made.named_parameters():
         if parameter.requires_grad and (parameter.grad is None or not parameter.grad.isfinite().all()):
@@ -160,7 +252,7 @@ def converted_models_can_be_trained(subject: Subject) -> None:
 )
 def exact_conversion_changes_no_output(subject: Subject) -> None:
     """A variant tagged `exact` leaves the model's outputs as they are."""
-    model, images = encoder(), digits(4).image
+    model, images = encoder(subject), digits(4).image
     with torch.no_grad():
         found = gap(convert(subject, model).model.eval()(images), model(images))
     if found > 1e-5:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from nasdistill.errors import MismatchError
 from nasdistill.interfaces import AttentionMask
@@ -23,6 +24,7 @@ from nasdistill.testing.checks.attention.cases import (
     modes,
     noise,
     padded,
+    perturb,
     tagged,
     tags_of,
     tensors,
@@ -80,10 +82,10 @@ def undeclared_features_are_refused(subject: Subject) -> None:
             _names(subject, str(error), feature.tag, feature.words)
         else:
             fail(f"{feature.tag} is not declared, and {' / '.join(feature.words)} is accepted without an error")
-    if not tags.decodes and is_core(subject):
+    if not tags.decodes:
         try:
-            core: Any = layer_of(subject)
-            core.start_cache()
+            layer_: Any = layer_of(subject)
+            layer_.start_cache()
         except ValueError as error:
             _names(subject, str(error), "decodes", ("decod", "cache"))
         else:
@@ -104,9 +106,13 @@ def _names(subject: Subject, text: str, tag: str, words: tuple[str, ...]) -> Non
     hint="Repeat key and value head g for the query heads g * H / G and on.",
 )
 def grouped_heads_are_repeated_heads(subject: Subject) -> None:
-    """Fewer key/value heads give what repeated heads give (a module starts from such a layer)."""
+    """Fewer key/value heads give what repeated heads give (a module starts from such a layer).
+
+    A core's parameters of key/value heads are repeated with them. Where they have no such form, because their sizes
+    follow the heads otherwise, only finite outputs are asked for.
+    """
     few: dict[str, Any] = {"heads": 4, "kv_heads": 2}
-    layer, inputs = layer_of(subject, **few), tensors(subject, SHORT, **few)
+    layer, inputs = perturb(layer_of(subject, **few)), tensors(subject, SHORT, **few)
     for where, mask in modes(subject):
         out = attend(subject, layer, inputs, mask).out
         if not out.isfinite().all():
@@ -114,11 +120,32 @@ def grouped_heads_are_repeated_heads(subject: Subject) -> None:
         if is_core(subject):
             q, k, v = inputs
             repeated = [q, k.repeat_interleave(2, dim=1), v.repeat_interleave(2, dim=1)]
-            if list(layer.parameters()):
-                continue  # parameters per key/value head have no equal in the other layer
-            expected = attend(subject, layer_of(subject, heads=4), repeated, mask).out
+            wide = _widened(layer, layer_of(subject, heads=4))
+            if wide is None:
+                continue
+            expected = attend(subject, wide, repeated, mask).out
             if (found := gap(out, expected)) > 1e-9:
                 fail(f"{where}: 4 heads on 2 key/value heads differ from repeated heads by {found:.3g}")
+
+
+def _widened(layer: nn.Module, wide: nn.Module) -> nn.Module | None:
+    """Give a core of 4 heads the state of one of 4 heads on 2 key/value heads; None where there is no such form."""
+    state, wanted = dict(layer.state_dict()), wide.state_dict()
+    for name, value in state.items():
+        want = wanted[name].shape if name in wanted else value.shape
+        differing = (
+            [dim for dim in range(value.dim()) if value.shape[dim] != want[dim]] if len(want) == value.dim() else []
+        )
+        for dim in differing:
+            if value.shape[dim] % 2 or want[dim] != 2 * value.shape[dim]:
+                return None
+            value = value.unflatten(dim, (2, -1)).repeat_interleave(2, dim=dim).flatten(dim, dim + 1)
+        state[name] = value
+    try:
+        wide.load_state_dict(state)
+    except RuntimeError:
+        return None
+    return wide
 
 
 @check(Kind.ATTENTION, applies=tagged("cross", is_layer), hint="Take the number of keys from k, not from q.")
@@ -200,7 +227,7 @@ def map_is_true(subject: Subject) -> None:
 
 @check(
     Kind.ATTENTION,
-    applies=tagged("decodes", is_core),
+    applies=tagged("decodes", is_layer),
     hint="Add the new tokens to ctx.cache in place, then attend to all of them.",
 )
 def decoding_equals_the_full_pass(subject: Subject) -> None:
@@ -212,8 +239,8 @@ def decoding_equals_the_full_pass(subject: Subject) -> None:
         whole = attend(subject, layer, inputs, CAUSAL).out
         cache, outs, start = layer.start_cache(), [], 0
         for step in steps:
-            part = [x[:, :, start : start + step] for x in inputs]
+            part = [x[..., start : start + step, :] for x in inputs]
             outs.append(attend(subject, layer, part, CAUSAL, cache=cache).out)
             start += step
-        if (found := gap(torch.cat(outs, dim=2), whole)) > 1e-8:
+        if (found := gap(torch.cat(outs, dim=-2), whole)) > 1e-8:
             fail(f"decoding {len(steps)} pieces of {start} tokens differs from the full pass by {found:.3g}")

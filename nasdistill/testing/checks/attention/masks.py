@@ -21,6 +21,7 @@ from nasdistill.testing.checks.attention.cases import (
     modes,
     noise,
     padded,
+    perturb,
     tagged,
     tags_of,
     tensors,
@@ -58,6 +59,28 @@ def causality_is_true(subject: Subject) -> None:
                 )
             if torch.equal(out[..., cut:, :], other[..., cut:, :]):
                 fail(f"of {n} tokens, those from {cut} on do not even change their own outputs")
+
+
+@check(
+    Kind.ATTENTION,
+    per_example=False,
+    applies=lambda subject: is_layer(subject) and subject.tags.causal == "values",
+    hint='Declare causal="strict", which more uses ask for.',
+)
+def looking_ahead_is_true(subject: Subject) -> None:
+    """Where the tag `causal` is "values", later queries or keys do change earlier outputs; else it is "strict"."""
+    layer = perturb(layer_of(subject))
+    for n in (SHORT, 64, LONG):
+        inputs = tensors(subject, n)
+        out = attend(subject, layer, inputs, CAUSAL).out
+        for cut in {n // 3, n - 1}:
+            kept = torch.arange(n) < cut
+            changed = [keep(x, kept, noise(x, n, cut, number)) for number, x in enumerate(inputs)]
+            changed[2:] = inputs[2:]  # a core's values; of a module all that there is changes
+            other = attend(subject, layer, changed, CAUSAL).out
+            if not torch.equal(out[..., :cut, :], other[..., :cut, :]):
+                return
+    fail('causal="values", and no later query or key changes an earlier output: declare "strict"')
 
 
 @check(

@@ -15,11 +15,14 @@ from nasdistill.testing.checks.attention.cases import (
     LONG,
     SHORT,
     attend,
+    convert,
+    encoder,
     first_mode,
     gap,
     geometry_of,
     is_core,
     is_layer,
+    is_model,
     layer_of,
     modes,
     noise,
@@ -30,6 +33,7 @@ from nasdistill.testing.checks.attention.cases import (
     tags_of,
     tensors,
 )
+from nasdistill.testing.kit.models import digits
 from nasdistill.testing.registry import check, fail
 from nasdistill.testing.state import same
 from nasdistill.testing.subject import Subject
@@ -151,14 +155,57 @@ def state_dict_restores_the_layer(subject: Subject) -> None:
             fail(f"of {who} {difference}")
 
 
-@check(Kind.ATTENTION, applies=is_core, hint="Set the tag owns_parameters to what the constructor does.")
+@check(Kind.ATTENTION, hint="Set the tag owns_parameters to what the constructor, or the conversion, does.")
 def owns_parameters_is_true(subject: Subject) -> None:
-    """The tag `owns_parameters` is true both ways: the core has trainable parameters, or none."""
-    names = [name for name, parameter in layer_of(subject).named_parameters() if parameter.requires_grad]
+    """The tag `owns_parameters` is true both ways: a layer has trainable parameters, or none.
+
+    Of a converted model those count that the model had neither under their name nor with their content.
+    """
+    if is_model(subject):
+        model = encoder(subject)
+        names = _own(model, convert(subject, model).model)
+    else:
+        names = [name for name, parameter in layer_of(subject).named_parameters() if parameter.requires_grad]
     if bool(names) != tags_of(subject).owns_parameters:
         fail(
             f"owns_parameters={tags_of(subject).owns_parameters}, and its parameters are: {', '.join(names) or 'none'}"
         )
+
+
+def _own(before: nn.Module, after: nn.Module) -> list[str]:
+    """Return the names of trainable parameters that come with a conversion."""
+    known = dict(before.named_parameters())
+    return [
+        name
+        for name, parameter in after.named_parameters()
+        if parameter.requires_grad
+        and (name not in known or known[name].shape != parameter.shape)
+        and not any(torch.equal(parameter, other) for other in known.values())
+    ]
+
+
+@check(
+    Kind.ATTENTION,
+    per_example=False,
+    applies=lambda subject: not subject.tags.exact,
+    hint="Declare `exact`: a space may then keep a teacher's attention weights as they are.",
+)
+def softmax_is_declared_exact(subject: Subject) -> None:
+    """A variant that is not tagged `exact` does differ from softmax attention, as it is made."""
+    if is_model(subject):
+        model, images = encoder(subject), digits(4).image
+        with torch.no_grad():
+            before = model(images)
+            if gap(convert(subject, model).model.eval()(images), before) <= 1e-5:
+                fail("it is not tagged exact, and the converted model's outputs are the model's: declare exact")
+        return
+    layer, found = layer_of(subject), 0.0
+    for n in (SHORT, LONG):
+        inputs = tensors(subject, n)
+        for _, mask in modes(subject):
+            found = max(found, gap(attend(subject, layer, inputs, mask).out, softmax(subject, inputs, mask)))
+    if found <= 1e-6:
+        fail(f"it is not tagged exact, and differs from softmax attention by {found:.3g} only: declare exact")
 
 
 @check(

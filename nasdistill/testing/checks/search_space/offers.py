@@ -120,7 +120,7 @@ def modeling_source_builds_the_same_network(subject: Subject) -> None:
 def networks_export_to_onnx(subject: Subject) -> None:
     """Networks export to ONNX and compute the same there."""
     if importlib.util.find_spec("onnx") is None or importlib.util.find_spec("onnxruntime") is None:
-        skip("needs nasdistill[onnx]")
+        skip("onnx or onnxruntime is not installed here: pip install 'nasdistill[onnx]'")
     import onnxruntime
 
     from nasdistill.bridge.onnx import export_onnx
