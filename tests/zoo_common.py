@@ -7,6 +7,7 @@ import os
 import random
 import sys
 import threading
+import warnings
 from typing import ClassVar
 
 import torch
@@ -168,6 +169,23 @@ class SettingVariables(Sound):
         return super().score(candidate)
 
 
+class SettingConstants(Sound):
+    """Sets the same switches every time, as if they were its own."""
+
+    def score(self, candidate):
+        os.environ["ZOO_MODE"] = "fast"
+        warnings.simplefilter("ignore")
+        return super().score(candidate)
+
+
+class Threading(Sound):
+    """Wants two threads, and says so when it is made."""
+
+    def __init__(self, options=None, *, host=None):
+        super().__init__(options, host=host)
+        torch.set_num_threads(2)
+
+
 class Chatty(Sound):
     """Prints its score."""
 
@@ -218,6 +236,8 @@ BROKEN = [
     Broken("leaves_the_process_as_found", spec("seeding", Seeding), "seed of torch's generator"),
     Broken("leaves_the_process_as_found", spec("drawing", Drawing), "Python's random state"),
     Broken("leaves_the_process_as_found", spec("setting", SettingVariables), "ZOO_CALLS"),
+    Broken("leaves_the_process_as_found", spec("constants", SettingConstants), "ZOO_MODE"),
+    Broken("leaves_the_process_as_found", spec("threading", Threading), "number of threads"),
     Broken("prints_nothing", spec("chatty", Chatty), "scored!"),
     Broken("can_be_copied", spec("locked", Locked), "lock"),
 ]

@@ -7,6 +7,7 @@ import copy
 import io
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from nasdistill.errors import ConfigError, NasdistillError
@@ -83,7 +84,8 @@ def can_be_created(subject: Subject) -> None:
 )
 def works(subject: Subject) -> None:
     """A component does its plain work without an error."""
-    plain_use(subject)(subject)
+    with put_back():
+        plain_use(subject)(subject)
 
 
 @check(None, per_example=False, hint='Cite the paper as "arXiv:2303.15678", or say "original" for your own work.')
