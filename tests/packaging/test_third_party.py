@@ -12,16 +12,21 @@ import pytest
 import torch
 from toys_search import write_digits
 
+from nasdistill.spec.component import Kind
+
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "third_party_plugin"
-FROZEN = Path(__file__).parent / "frozen_api1"
+HERE = Path(__file__).parent
 
-FROZEN_SHA256 = "361ff77f557f692dccc0f2b9b9aba2006db93ca0ba900ce40650d74eb7def6cb"
-"""Of every file of the package that was written against plugin API 1.
+FROZEN_SHA256 = {
+    "frozen_api1": "361ff77f557f692dccc0f2b9b9aba2006db93ca0ba900ce40650d74eb7def6cb",
+    "frozen_api1_more": "0579582ec26219f969099eeee20baf24341e250bd3f96babd2295e5cb00b9504",
+}
+"""Of every file of the packages that were written against plugin API 1.
 
-NEVER edit that package, and never update this hash for it: it stands for what people have installed and will not
-update. When it stops working, nasdistill has broken its plugins; mend nasdistill, or raise PLUGIN_API and go on serving
-the version before (see nasdistill/host/apiversion.py). A later interface gets a frozen package of its own beside it.
+NEVER edit these packages, and never update a hash for one: they stand for what people have installed and will not
+update. When one stops working, nasdistill has broken its plugins; mend nasdistill, or raise PLUGIN_API and go on
+serving the version before (see nasdistill/host/apiversion.py). A later interface gets a frozen package of its own.
 """
 
 SEARCH = """
@@ -232,12 +237,25 @@ def content_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def test_the_frozen_package_was_not_edited():
-    assert content_hash(FROZEN) == FROZEN_SHA256, "read what stands below FROZEN_SHA256"
+@pytest.mark.parametrize("package", FROZEN_SHA256)
+def test_the_frozen_packages_were_not_edited(package):
+    assert content_hash(HERE / package) == FROZEN_SHA256[package], "read what stands below FROZEN_SHA256"
 
+
+FROZEN_SEARCH = """
+schema_version = 1
+task = { name = "bars" }
+teacher = { name = "edges:long" }
+space = [{ name = "pooled" }]
+target = [{ name = "counted" }]
+proxy = [{ name = "margin" }]
+objective = { task_weight = 1.0, losses = [{ name = "l1", weight = 0.1 }] }
+search = { strategy = "pairs", sampler = "uniform", trials = 4, baselines = "none" }
+"""
 
 FROZEN_USE = """
-import contextlib, io, json, sys
+import contextlib, io, json
+from pathlib import Path
 from nasdistill.cli import main
 from nasdistill.host import Host
 from nasdistill.testing import check_plugin
@@ -251,33 +269,45 @@ def said(*words):
 
 host = Host.load()
 assert not host.problems, host.problems
-results = check_plugin("frozen1", host=host, on_fail="record")
+plugins = ("frozen1", "frozen1_more")
+results = {name: check_plugin(name, host=host, on_fail="record") for name in plugins}
 print(json.dumps({
-    "kinds": sorted(r.kind.value for r in host.specs() if r.plugin == "frozen1"),
-    "passed": sum(r.status == "passed" for r in results),
-    "broken": [str(r) for r in results if not r.ok],
-    "api": next(p.api for p in host.plugins() if p.name == "frozen1"),
+    "kinds": {name: sorted(r.kind.value for r in host.specs() if r.plugin == name) for name in plugins},
+    "passed": {name: sum(r.status == "passed" for r in found) for name, found in results.items()},
+    "broken": [str(r) for found in results.values() for r in found if not r.ok],
+    "api": [p.api for p in host.plugins() if p.name in plugins],
     "sampled": json.loads(said("spaces", "sample", "pooled", "-n", "3", "--seed", "1", "--json")),
     "scored": json.loads(said("score", "--space", "pooled", "--sample", "3", "--proxy", "margin", "--proxy", "params",
                               "--seed", "1", "--json")),
     "measured": json.loads(said("measure", "--space", "pooled", "--target", "counted", "--json")),
     "hello": said("frozen", "--name", "you"),
+    "searched": json.loads(said("search", "frozen.toml", "--out", "frozen", "--json").splitlines()[-1]),
+    "report": Path("frozen/report/index.html").read_text(encoding="utf-8"),
 }))
 """
 
 
 @pytest.mark.slow
-def test_a_package_written_against_api_1_keeps_working(clean, copied):
-    """Loads, passes its checks, and is of use: sampled, scored, timed, exported, called."""
-    clean.install(copied(FROZEN))
+def test_packages_written_against_api_1_keep_working(clean, copied):
+    """All sixteen kinds: load, pass their checks, and are of use: sampled, scored, timed, called, searched with."""
+    clean.install(*(copied(HERE / package) for package in FROZEN_SHA256))
+    (clean.folder / "frozen.toml").write_text(FROZEN_SEARCH, encoding="utf-8")
     found = last_json(clean.run("-c", FROZEN_USE).stdout)
     assert found["broken"] == []
-    assert found["passed"] > 80
-    assert found["api"] == 1
-    assert found["kinds"] == [
-        "attention", "command", "exporter", "loss", "proxy", "sampler", "search_space", "target",
-    ]  # fmt: skip
+    assert found["passed"]["frozen1"] > 80
+    assert found["passed"]["frozen1_more"] > 150
+    assert found["api"] == [1, 1]
+    assert found["kinds"] == {
+        "frozen1": ["attention", "command", "exporter", "loss", "proxy", "sampler", "search_space", "target"],
+        "frozen1_more": [
+            "data_reducer", "diagnostic", "recipe", "report_section", "strategy", "task", "teacher", "transform",
+        ],
+    }  # fmt: skip
+    assert sorted(found["kinds"]["frozen1"] + found["kinds"]["frozen1_more"]) == sorted(kind.value for kind in Kind)
     assert "frozen1:pooled" in json.dumps(found["sampled"])
     assert all(item["scores"]["margin"] > 0 for item in found["scored"])
     assert "frozen1:counted" in json.dumps(found["measured"])
     assert found["hello"] == "hello you\n"
+    assert found["searched"]["trials"]["complete"] == 2
+    assert found["searched"]["front"]
+    assert "Frozen names" in found["report"]
