@@ -17,6 +17,7 @@ from nasdistill.errors import ISOLATED, NasdistillError, TargetUnavailableError,
 from nasdistill.interfaces.target import Prepared, PrepareRequest, Target
 from nasdistill.measure.counting import evaluation_copy
 from nasdistill.measure.environment import environment, fingerprint
+from nasdistill.measure.memory import is_out_of_memory
 from nasdistill.measure.outputs import deviation, flatten_outputs
 from nasdistill.measure.protocol import (
     PROTOCOL_VERSION,
@@ -149,7 +150,8 @@ class Meter:
 
         Raises:
             TrialFailure: ``"export_failed"``, ``"prepare_failed"``, ``"forward_failed"`` (the network itself raises),
-                or ``"parity"``: the outputs differ from torch's by more than the target's tolerance.
+                ``"out_of_memory"`` (in any of these), or ``"parity"``: the outputs differ from torch's by more than the
+                target's tolerance.
             TargetUnavailableError: the target is not here.
         """
         return self._prepare(model, example, name, self.folder)
@@ -181,7 +183,7 @@ class Meter:
             Name -> report.
 
         Raises:
-            TrialFailure, TargetUnavailableError: as :meth:`prepare`; nothing stays loaded.
+            TrialFailure, TargetUnavailableError: as :meth:`prepare` and :meth:`report_prepared`; nothing stays loaded.
         """
         prepared: dict[str, Prepared] = {}
         try:
@@ -198,8 +200,25 @@ class Meter:
     def report_prepared(
         self, prepared: Mapping[str, Prepared], *, baseline: str | None = None, budget: Budget | None = None
     ) -> dict[str, TargetReport]:
-        """Time what :meth:`prepare` returned, head to head; arguments as in :meth:`report_together`."""
-        budget = budget or self.budget
+        """Time what :meth:`prepare` returned, head to head; arguments as in :meth:`report_together`.
+
+        Raises:
+            TrialFailure: ``"run_failed"`` or ``"out_of_memory"``: something raises while it is timed.
+        """
+        try:
+            return self._report_prepared(prepared, baseline, budget or self.budget)
+        except NasdistillError:
+            raise
+        except ISOLATED as error:
+            if is_fatal(error):
+                raise
+            text = f"{', '.join(prepared)} cannot be timed on {self.target.id}:"
+            raise _failure("run_failed", text, error) from error
+
+    def _report_prepared(
+        self, prepared: Mapping[str, Prepared], baseline: str | None, budget: Budget
+    ) -> dict[str, TargetReport]:
+        """Time what was prepared, and whatever it raises."""
         if all(item.clock == "simulated" for item in prepared.values()):
             self.rounds = None
             found = {name: simulated_latency(item) for name, item in prepared.items()}
@@ -244,7 +263,7 @@ class Meter:
             with torch.random.fork_rng(devices=[]), measuring(1), torch.no_grad():
                 expected = flatten_outputs(model(*example))
         except Exception as error:
-            raise TrialFailure("forward_failed", f"{name} raises {one_line(error)}") from error
+            raise _failure("forward_failed", f"{name} raises", error) from error
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with torch.random.fork_rng(devices=[]), measuring(1):
@@ -254,7 +273,7 @@ class Meter:
         except ISOLATED as error:
             if is_fatal(error):
                 raise  # a full disk says nothing about the network
-            raise TrialFailure("prepare_failed", f"{name} on {self.target.id}: {one_line(error)}") from error
+            raise _failure("prepare_failed", f"{name} on {self.target.id}:", error) from error
         try:
             prepared.info["max_rel_error"] = self._check(prepared, expected, name)
         except BaseException:
@@ -273,9 +292,7 @@ class Meter:
         except NasdistillError:
             raise
         except ISOLATED as error:
-            raise TrialFailure(
-                "prepare_failed", f"{name} does not run on {self.target.id}: {one_line(error)}"
-            ) from error
+            raise _failure("prepare_failed", f"{name} does not run on {self.target.id}:", error) from error
         error_found = deviation(found, expected)
         if error_found > self.target.tolerance:
             what = f"deviates by {error_found:.2g} of the largest output (accepted: {self.target.tolerance:.2g})"
@@ -304,6 +321,15 @@ class Meter:
                     hint="nasdistill doctor shows which targets work; --target chooses others.",
                 )
             self._probed = True
+
+
+def _failure(reason: str, text: str, error: BaseException) -> TrialFailure:
+    """Return what an error of a network or of a runtime means for the trial."""
+    if is_out_of_memory(error):
+        return TrialFailure(
+            "out_of_memory", f"{text} {one_line(error)}", hint="Smaller networks, or a smaller batch, need less."
+        )
+    return TrialFailure(reason, f"{text} {one_line(error)}")
 
 
 def _files(artefact: Path) -> list[Path]:

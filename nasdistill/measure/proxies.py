@@ -21,6 +21,7 @@ from torch.nn.modules.conv import _ConvNd
 from nasdistill.errors import ISOLATED, TrialFailure, one_line
 from nasdistill.interfaces import Batch, Proxy, ProxyInput, ProxyScore
 from nasdistill.measure.guard import Guard, RandomGuard
+from nasdistill.measure.memory import is_out_of_memory
 from nasdistill.measure.rank import log_rank_sum, ranks
 from nasdistill.seeds import seeded, torch_generator
 from nasdistill.spec.component import ProxyTags
@@ -200,7 +201,7 @@ def _now(device: torch.device) -> float:
 
 def _problem(error: BaseException) -> str:
     """Return what an exception means for a proxy's score."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+    if is_out_of_memory(error):
         return "out of memory; a smaller batch needs less"
     return one_line(error)
 

@@ -83,9 +83,9 @@ class AttentionTags:
     """What an attention variant can do; what is not declared must be refused, never ignored.
 
     Attributes:
-        level: ``"core"`` computes from q, k, v; ``"module"`` owns its projections; ``"model"`` needs several layers, and
-            its `causal`, `bidirectional`, `cross` and `gqa` say which layers it converts. Nobody asks a converted layer
-            for padding, a bias, patterns, a map or decoding: these stay False there.
+        level: ``"core"`` computes from q, k, v; ``"module"`` owns its projections; ``"model"`` needs several layers;
+            its `causal`, `bidirectional`, `cross` and `gqa` say which layers it converts, and as nobody asks a
+            converted layer for padding, a bias, patterns, a map or decoding, these stay False there.
         causal: ``"strict"`` (no position of the output depends on a later token), ``"values"`` (values only: scores or
             selections do look ahead) or ``"no"``.
         bidirectional: works without a causal mask.
@@ -99,7 +99,8 @@ class AttentionTags:
         stateful: keeps state between calls (a step-wise cache of block masks, say), reset through the context's store.
         returns_map: can return an attention map.
         decodes: supports token-by-token decoding with a cache.
-        exportable: passes torch.export and both of torch's ways to ONNX, and computes the same there; False: it fails one.
+        exportable: passes torch.export and both of torch's ways to ONNX, and computes the same there; False: it fails
+            one of them.
         owns_parameters: adds trainable parameters of its own.
         patterns: honours ``AttentionMask.window`` and ``AttentionMask.predicate``.
     """

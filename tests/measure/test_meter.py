@@ -152,6 +152,8 @@ def test_small_deviations_are_reported(clock, tmp_path):
     [
         (TrialFailure("export_failed", "no such operator"), "export_failed"),
         (RuntimeError("first line\nsecond line"), "prepare_failed"),
+        (MemoryError(), "out_of_memory"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory"),
     ],
 )
 def test_a_failing_export_is_a_reason(clock, tmp_path, error, reason):
@@ -160,6 +162,42 @@ def test_a_failing_export_is_a_reason(clock, tmp_path, error, reason):
         meter.report(Timed().eval(), EXAMPLE, "student")
     assert caught.value.reason == reason
     assert "second line" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory"),
+        (MemoryError(), "out_of_memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "out_of_memory"),
+        (RuntimeError("device lost"), "run_failed"),
+    ],
+)
+@pytest.mark.parametrize("when", ["outputs", "run", "peak_memory_bytes"])
+def test_what_a_run_raises_is_a_failure_of_the_trial(clock, tmp_path, monkeypatch, error, reason, when):
+    def raising(self):
+        if isinstance(self.model, Timed):
+            raise error
+        return original(self)
+
+    original = getattr(Fake, when)
+    monkeypatch.setattr(Fake, when, raising)
+    with meter_for(clock, tmp_path) as meter:
+        with pytest.raises(TrialFailure, match="student") as caught:
+            meter.report(Timed().eval(), EXAMPLE, "student")
+        assert caught.value.reason == ("prepare_failed" if (when, reason) == ("outputs", "run_failed") else reason)
+        assert str(error) in str(caught.value)
+        assert all(item.closed for item in meter.target.made if item.name == "student")
+
+
+def test_a_network_that_is_too_large_is_out_of_memory(clock, tmp_path):
+    class Huge(nn.Module):
+        def forward(self, x):
+            return torch.empty(1 << 60)
+
+    with meter_for(clock, tmp_path) as meter, pytest.raises(TrialFailure, match="huge raises RuntimeError") as caught:
+        meter.report(Huge().eval(), EXAMPLE, "huge")
+    assert caught.value.reason == "out_of_memory"
 
 
 def test_one_failure_closes_the_others(clock, tmp_path):
