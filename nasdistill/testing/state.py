@@ -96,3 +96,8 @@ def same(first: Any, second: Any, where: str = "result") -> str:
         fields = (item.name for item in dataclasses.fields(first))
         return next(filter(None, (same(getattr(first, n), getattr(second, n), f"{where}.{n}") for n in fields)), "")
     return "" if first == second else f"{where} is {first!r} once and {second!r} once"
+
+
+def few(texts: Sequence[str], most: int = 3) -> str:
+    """Return the first of several texts, for a message, and whether there are more."""
+    return f"{', '.join(texts[:most])}{' and more' if len(texts) > most else ''}"

@@ -25,6 +25,8 @@ def test_what_the_checks_ask_an_example_for_is_declared(kind):
     sources = [CHECKS / f"{kind.value}.py", *(CHECKS / kind.value).glob("*.py")]
     text = "".join(path.read_text(encoding="utf-8") for path in sources if path.exists())
     asked = set(re.findall(r"""context(?:\.get)?\(\s*"(\w+)\"""", text))
+    if "example_task(" in text:
+        asked |= {"task", "task_options"}
     if kind is Kind.ATTENTION:
         assert re.findall(r'context\("(\w+)"', Path(common.__file__).read_text(encoding="utf-8")) == ["geometry"]
         asked.add("geometry")

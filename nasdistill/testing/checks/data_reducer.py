@@ -19,10 +19,10 @@ from nasdistill.measure.guard import Guard
 from nasdistill.seeds import seeded, torch_generator
 from nasdistill.spec.component import Kind
 from nasdistill.testing.kit.models import maker
-from nasdistill.testing.kit.task import AnyNet, tiny_task
+from nasdistill.testing.kit.task import AnyNet, example_task
 from nasdistill.testing.kit.watched import WatchedTask
 from nasdistill.testing.registry import check, exercise, fail, skip
-from nasdistill.testing.state import same
+from nasdistill.testing.state import few, same
 from nasdistill.testing.subject import Subject
 
 CONTEXT = {
@@ -37,12 +37,7 @@ BUDGET = 10
 
 def task_of(subject: Subject) -> WatchedTask:
     """Return a prepared task that watches what is read."""
-    name = subject.context("task")
-    if name is None:
-        return WatchedTask(tiny_task(samples=100))
-    task: Task = subject.host.create(Kind.TASK, name, subject.context("task_options"))
-    task.prepare()
-    return WatchedTask(task)
+    return WatchedTask(example_task(subject, samples=100))
 
 
 def networks(subject: Subject, task: Task) -> Callable[[], nn.Module]:
@@ -223,7 +218,7 @@ def student_is_left_alone(subject: Subject) -> None:
         reduce(subject, task=task, student=student)
     changed = guard.settle()
     if changed:
-        fail(f"it changes {', '.join(changed[:3])}{' and more' if len(changed) > 3 else ''}")
+        fail(f"it changes {few(changed)}")
 
 
 @check(Kind.DATA_REDUCER, hint="Draw from the given generator only.")

@@ -21,10 +21,10 @@ from nasdistill.measure.guard import Guard
 from nasdistill.seeds import seeded
 from nasdistill.spec.component import Kind
 from nasdistill.testing.kit.models import SmallViT, built, maker
-from nasdistill.testing.kit.task import tiny_task
+from nasdistill.testing.kit.task import example_task
 from nasdistill.testing.kit.watched import WatchedTask
 from nasdistill.testing.registry import check, exercise, fail, skip
-from nasdistill.testing.state import same
+from nasdistill.testing.state import few, same
 from nasdistill.testing.subject import Subject
 from nasdistill.trace import make_tracer
 
@@ -55,12 +55,7 @@ def models_of(subject: Subject) -> dict[str, nn.Module]:
 
 def task_of(subject: Subject) -> WatchedTask:
     """Return a prepared task that notices what is done with it."""
-    name = subject.context("task")
-    if name is None:
-        return WatchedTask(tiny_task(samples=100))
-    task: Task = subject.host.create(Kind.TASK, name, subject.context("task_options"))
-    task.prepare()
-    return WatchedTask(task)
+    return WatchedTask(example_task(subject, samples=100))
 
 
 def batches_of(task: Task) -> list[Batch]:
@@ -199,7 +194,7 @@ def models_are_left_alone(subject: Subject) -> None:
         if mode:  # a forward in training mode moves the statistics of batch norms, which is the tracer's doing
             changed = [text for text in changed if not text.startswith("the values of")]
         if changed:
-            fail(f"it changes {', '.join(changed[:3])}{' and more' if len(changed) > 3 else ''}")
+            fail(f"it changes {few(changed)}")
 
 
 @check(Kind.DIAGNOSTIC, hint="Clone what you change of a batch.")

@@ -30,6 +30,7 @@ from nasdistill.spec.component import Kind
 from nasdistill.testing.kit.models import DIGITS
 from nasdistill.testing.kit.space import TinySpace
 from nasdistill.testing.registry import check, exercise, fail, skip
+from nasdistill.testing.state import few
 from nasdistill.testing.subject import Subject
 
 CONTEXT = {
@@ -178,7 +179,7 @@ def leaves_the_student_alone(subject: Subject) -> None:
         not torch.equal(x, y) for x, y in zip(example, request.example, strict=True)
     ) + ["the provenance"] * (dict(request.provenance) != provenance)  # fmt: skip
     if changed:
-        fail(f"it changes {', '.join(changed[:3])}{' and more' if len(changed) > 3 else ''}")
+        fail(f"it changes {few(changed)}")
 
 
 @check(Kind.EXPORTER, hint="Name files for what they are: the folder takes its final name after the export.")

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from nasdistill.measure.guard import Guard
 from nasdistill.spec.component import Kind
 from nasdistill.testing.kit.models import SmallResNet, SmallViT, built, digits
 from nasdistill.testing.registry import check, exercise, fail, skip
+from nasdistill.testing.state import few, same
 from nasdistill.testing.subject import Subject
 
 
@@ -125,6 +127,21 @@ def outputs_equal_torch(subject: Subject) -> None:
             _compare([expected], found, tolerance, f"{type(model).__name__} on {batch} images")
 
 
+@check(Kind.TARGET, hint="Keep nothing between runs that changes what is computed; return copies of reused buffers.")
+def two_runs_agree(subject: Subject) -> None:
+    """Every run computes the same, bit for bit, and outputs that were handed out stay as they are."""
+    with prepared(subject, _trained(built(SmallResNet)), image(3)) as (ready, _):
+        first = ready.outputs()
+        kept = [tensor.clone() for tensor in first]
+        for number in range(2, 6):
+            ready.run()
+            if difference := same(kept, ready.outputs(), "the list of outputs"):
+                fail(f"of run 1 and run {2 * number - 1}, {difference}")
+        ready.run()
+        if difference := same(kept, first, "the list of outputs"):
+            fail(f"as handed out and after more runs, {difference}")
+
+
 @check(Kind.TARGET, hint="Flatten mappings and tuples of outputs with nasdistill.measure.flatten_outputs.")
 def several_inputs_and_outputs(subject: Subject) -> None:
     """A network with two inputs and a mapping of outputs is prepared too."""
@@ -144,7 +161,7 @@ def leaves_the_network_alone(subject: Subject) -> None:
         ready.run()
     changed = guard.settle()
     if changed:
-        fail(f"it changes {', '.join(changed[:3])}{' and more' if len(changed) > 3 else ''}")
+        fail(f"it changes {few(changed)}")
 
 
 @check(Kind.TARGET, hint="Set `clock` of the Prepared to the one its times come from, and the tag to the same.")
@@ -226,6 +243,21 @@ def more_work_takes_longer(subject: Subject) -> None:
     fail(f"eight times the depth took {slow / 1e6:.3f} ms, after {fast / 1e6:.3f} ms for the shallow one")
 
 
+@check(Kind.TARGET, thorough=True, hint="Do the same work in every run: no caches, no warm-up that never ends.")
+def two_timings_agree(subject: Subject) -> None:
+    """Two preparations of one network take as long: exactly by a simulated clock, to a factor of 2 by a real one."""
+    seen = []
+    for _ in range(3):  # a busy machine may disturb one attempt
+        one, other = _timed(subject, *(built(SmallResNet, width=16, depth=4).eval() for _ in range(2)))
+        if subject.tags.clock == "simulated" and {*one, *other} != {one[0]}:
+            fail(f"a simulated clock gives {sorted({*one, *other})} ns for one network")
+        seen.append((median(one), median(other)))
+        if max(seen[-1]) <= 2 * min(seen[-1]):
+            return
+    told = "; ".join(f"{first / 1e6:.3f} and {second / 1e6:.3f} ms" for first, second in seen)
+    fail(f"one network, prepared twice and run in turn, takes {told}")
+
+
 # -- details ----------------------------------------------------------------------------------------------------------
 
 
@@ -239,6 +271,11 @@ def _trained(model: nn.Module) -> nn.Module:
 
 def _fastest(subject: Subject, *models: nn.Module) -> list[int]:
     """Return the nanoseconds of each model's fastest run, all models in turn."""
+    return [min(found) for found in _timed(subject, *models)]
+
+
+def _timed(subject: Subject, *models: nn.Module) -> list[list[int]]:
+    """Return the nanoseconds of each model's runs, all models in turn."""
     with contextlib.ExitStack() as stack:
         ready = [stack.enter_context(prepared(subject, model, image()))[0] for model in models]
         times: list[list[int]] = [[] for _ in ready]
@@ -250,7 +287,7 @@ def _fastest(subject: Subject, *models: nn.Module) -> list[int]:
                     item.run()
                     own = time.perf_counter_ns() - start
                 found.append(own)
-    return [min(found) for found in times]
+    return times
 
 
 def _compare(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: float, where: str) -> None:

@@ -23,9 +23,9 @@ from nasdistill.interfaces import Batch, Site, StepInfo, Task, Teacher, TeacherS
 from nasdistill.measure.guard import Guard
 from nasdistill.seeds import seeded
 from nasdistill.spec.component import Kind
-from nasdistill.testing.kit.task import AnyNet, tiny_task
+from nasdistill.testing.kit.task import AnyNet, example_task, tiny_task
 from nasdistill.testing.registry import check, exercise, fail, skip
-from nasdistill.testing.state import same
+from nasdistill.testing.state import few, same
 from nasdistill.testing.subject import Subject
 from nasdistill.trace import make_tracer
 
@@ -54,16 +54,7 @@ def cache(subject: Subject) -> Path:
 
 def task_for(subject: Subject) -> Task:
     """Return the prepared task of the example."""
-
-    def make() -> Task:
-        name = subject.context("task")
-        if name is None:
-            return tiny_task(**subject.context("task_options", {}))
-        task: Task = subject.host.create(Kind.TASK, name, dict(subject.context("task_options", {})))
-        task.prepare()
-        return task
-
-    return subject.once("task", make)
+    return subject.once("task", lambda: example_task(subject))
 
 
 def locator_of(subject: Subject) -> str:
@@ -310,7 +301,7 @@ def leaves_the_student_alone(subject: Subject) -> None:
     _tell(session, student)
     changed = guard.settle()
     if changed:
-        fail(f"it changes {', '.join(changed[:3])}{' and more' if len(changed) > 3 else ''}")
+        fail(f"it changes {few(changed)}")
 
 
 @check(Kind.TEACHER, hint="Write below cache_dir only.")

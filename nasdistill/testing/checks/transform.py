@@ -25,7 +25,7 @@ from nasdistill.seeds import seeded
 from nasdistill.spec.component import Kind
 from nasdistill.testing.kit.inputs import descend, forward, gap, label_of, network, objective, outputs, samples
 from nasdistill.testing.registry import check, exercise, fail, skip
-from nasdistill.testing.state import same
+from nasdistill.testing.state import few, same
 from nasdistill.testing.subject import Subject
 from nasdistill.trace import describe
 
@@ -207,7 +207,7 @@ def input_is_left_alone(subject: Subject) -> None:
         attempt(subject, what, model=model)
         changed = guard.settle()
         if changed:
-            fail(f"it changes {', '.join(changed[:3])}{' and more' if len(changed) > 3 else ''}")
+            fail(f"it changes {few(changed)}")
 
 
 @rule(hint="Clone what you take over from the input.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +19,13 @@ from torch import Tensor, nn
 from nasdistill.files import content_hash
 from nasdistill.interfaces import Batch, Metric, Split, Task
 from nasdistill.seeds import torch_generator
-from nasdistill.spec.component import TaskSpec
+from nasdistill.spec.component import Kind, TaskSpec
 from nasdistill.spec.io import IOSpec
 from nasdistill.spec.options import ComponentOptions
 from nasdistill.testing.kit.models import digits
+
+if TYPE_CHECKING:
+    from nasdistill.testing.subject import Subject
 
 
 class TinyTaskOptions(ComponentOptions):
@@ -132,6 +135,19 @@ TINY_TASK = TaskSpec(
 def tiny_task(**options: Any) -> TinyTask:
     """Return a prepared :class:`TinyTask`."""
     task = TinyTask(options)
+    task.prepare()
+    return task
+
+
+def example_task(subject: Subject, **options: Any) -> Task:
+    """Return the task that an example's context names, prepared; without one a :class:`TinyTask` with these options.
+
+    The context's ``task_options`` go to either.
+    """
+    name, own = subject.context("task"), dict(subject.context("task_options") or {})
+    if name is None:
+        return tiny_task(**{**options, **own})
+    task: Task = subject.host.create(Kind.TASK, name, own)
     task.prepare()
     return task
 

@@ -14,6 +14,7 @@ from nasdistill.seeds import seeded
 from nasdistill.spec.component import Kind
 from nasdistill.testing.checks.task.cases import first, model_for, shared
 from nasdistill.testing.registry import check, fail
+from nasdistill.testing.state import few
 from nasdistill.testing.subject import Subject
 
 
@@ -77,4 +78,4 @@ def check_leaves_the_model_alone(subject: Subject) -> None:
         task.check(model, "the student")
     changed = guard.settle()
     if changed:
-        fail(f"check changes {', '.join(changed[:3])}{' and more' if len(changed) > 3 else ''}")
+        fail(f"check changes {few(changed)}")
