@@ -132,6 +132,13 @@ class Boasting(Sound):
         return [{"rung": "full", "candidates": 10 * trials}]
 
 
+class Choosy(Sound):
+    """Cannot do without proxies, and does not say so."""
+
+    def check(self, setting):
+        assert setting.proxies
+
+
 class NotJson(Sound):
     """Plans in tensors."""
 
@@ -155,6 +162,7 @@ BROKEN = [
     Broken("ends_when_the_space_is_exhausted", spec("greedy", Greedy), "does not end"),
     Broken("ends_when_time_is_up", spec("overrunning", Overrunning), "after the time was up"),
     Broken("works_with_one_trial", spec("halving", Halving), "the outcome is 1 pruned"),
+    Broken("refuses_in_words", spec("choosy", Choosy), "a search without proxies raises AssertionError"),
     Broken("plan_is_well_formed", spec("boasting", Boasting), "expects 10 candidates"),
     Broken("plan_is_well_formed", spec("not_json", NotJson), "not JSON"),
 ]

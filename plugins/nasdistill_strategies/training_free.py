@@ -91,7 +91,7 @@ class TrainingFree(Strategy):
 
     def run(self, session: SearchSession) -> None:
         """Spend the budget."""
-        names = self._deciding(session.proxies)
+        names = self.deciding(session.proxies)
         session.series("static", "proxies", total=session.trials)
         scored: list[Candidate] = []
         population: deque[Candidate] = deque(maxlen=self.options.population)
@@ -119,15 +119,7 @@ class TrainingFree(Strategy):
         Raises:
             UsageError: none is configured, or not the one that is to decide.
         """
-        self._deciding(setting.proxies)
-
-    def _deciding(self, known: Sequence[str]) -> list[str]:
-        """Return the proxies that decide.
-
-        Raises:
-            UsageError: none is configured, or not the one that is to decide.
-        """
-        wanted = self.options.proxy
+        wanted, known = self.options.proxy, setting.proxies
         if not known:
             raise UsageError("the strategy training_free needs a proxy", hint="Name one: --proxy nwot.")
         if wanted is not None and wanted not in known:
@@ -135,7 +127,6 @@ class TrainingFree(Strategy):
                 f"proxy {wanted!r}, which is to decide, is not configured. {did_you_mean(wanted, known)}",
                 hint=f"Add it (--proxy {wanted}), or choose one of {', '.join(known)}.",
             )
-        return list(known) if wanted is None else [wanted]
 
     def _evaluate(self, session: SearchSession, architectures: Sequence[Architecture]) -> list[Candidate]:
         """Score architectures as trials; return those that are alive."""
@@ -184,7 +175,7 @@ class TrainingFree(Strategy):
 
     def deciding(self, proxies: Sequence[str]) -> tuple[str, ...]:
         """Return the proxies that the score is made of."""
-        return tuple(self._deciding(proxies))
+        return tuple(proxies) if self.options.proxy is None else (self.options.proxy,)
 
     def trials(self, asked: int) -> int:
         """Return the number of evaluations, each of which is a trial."""

@@ -243,7 +243,7 @@ def test_ranks_know_no_scale():
 
 def test_a_single_proxy_decides_alone_and_must_be_configured():
     strategy = TrainingFree({"proxy": "planted"}, host=None)
-    assert strategy._deciding(("macs", "planted")) == ["planted"]
+    assert strategy.deciding(("macs", "planted")) == ("planted",)
     strategy.check(SearchSetting(proxies=("macs", "planted")))
     with pytest.raises(UsageError, match="planted"):
         strategy.check(SearchSetting(proxies=("macs",)))

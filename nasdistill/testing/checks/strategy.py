@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from nasdistill.interfaces import Candidate, SearchSession, Strategy
+from nasdistill.errors import UsageError
+from nasdistill.interfaces import Candidate, SearchSession, SearchSetting, Strategy
 from nasdistill.spec.component import Kind
 from nasdistill.testing.hosts import isolated_host
 from nasdistill.testing.kit.models import DIGITS
@@ -30,7 +31,9 @@ def run(subject: Subject, **changes: Any) -> PlannedSession:
     values["trials"] = strategy.trials(values["trials"])
     session = PlannedSession(space, DIGITS, **values)
     protocol: SearchSession = session
+    setting = SearchSetting(("tiny",), (session.primary_target,), tuple(session.proxies), values["trials"])
     with subject.seeded():
+        strategy.check(setting)
         strategy.run(protocol)
     return session
 
@@ -124,6 +127,23 @@ def works_with_one_trial(subject: Subject) -> None:
     session = _undisturbed(subject, "one trial", trials=1)
     if not any(c.state == "complete" for c in session.history()):
         fail(f"with one trial the outcome is {_states(session)}")
+
+
+@check(Kind.STRATEGY, hint="Let `check` raise a UsageError that says what is missing, or return.")
+def refuses_in_words(subject: Subject) -> None:
+    """`check` takes any configuration, or refuses it with a UsageError: no proxies, several spaces and targets."""
+    strategy: Strategy = subject.create()
+    for setting, what in (
+        (SearchSetting(("tiny",), ("local:target",), (), 1), "a search without proxies"),
+        (SearchSetting(("one", "two"), ("local:one", "local:two"), ("params", "nwot"), 48), "two spaces and targets"),
+    ):
+        try:
+            strategy.check(setting)
+        except UsageError as error:
+            if not error.message.strip():
+                fail(f"check refuses {what} without a word")
+        except Exception as error:
+            fail(f"check of {what} raises {type(error).__name__}: {error}")
 
 
 @check(Kind.STRATEGY, hint='Return rows of {"rung": str, "candidates": int, "epochs": number}.')
