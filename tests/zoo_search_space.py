@@ -8,7 +8,8 @@ import itertools
 import torch
 from zoo_base import Broken
 
-from nasdistill.interfaces import InheritReport, ModelingSource, SubSpace, Supernet
+from nasdistill.errors import ArchitectureError
+from nasdistill.interfaces import Example, InheritReport, ModelingSource, SearchSpace, SubSpace, Supernet
 from nasdistill.seeds import seeded
 from nasdistill.spec.architecture import Architecture, Axis
 from nasdistill.spec.component import SearchSpaceSpec
@@ -67,6 +68,64 @@ class Elastic(Plain):
 
     def supernet(self, io, teacher=None):
         return ElasticNet(self, io)
+
+
+class Reader(torch.nn.Module):
+    """Mean of the embeddings, of all tokens or of those so far, and a classifier."""
+
+    def __init__(self, vocabulary, width, outputs, causal):
+        super().__init__()
+        self.embed, self.head = torch.nn.Embedding(vocabulary, width), torch.nn.Linear(width, outputs)
+        self.causal = causal
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        if not self.causal:
+            return self.head(x.mean(1))
+        return self.head(x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None])
+
+
+class Words(SearchSpace):
+    """Bags of words."""
+
+    causal = False
+    examples = (Example(context={"io": IOSpec("tokens", (12,), 5, 30)}),)
+
+    def axes(self):
+        return (Axis("width", (2, 4, 8), 4, ordered=True),)
+
+    def accepts(self, io):
+        return None if io.kind == "tokens" else f"it reads tokens, not {io}"
+
+    def width(self, arch, io):
+        self.check(arch)
+        if reason := self.accepts(io):
+            raise ArchitectureError(reason)
+        return int(arch.params["width"])
+
+    def build(self, arch, io):
+        return Reader(io.vocabulary, self.width(arch, io), io.outputs, self.causal)
+
+    def cost(self, arch, io):
+        width, tokens = self.width(arch, io), io.shape[0] if self.causal else 1
+        return Cost(io.vocabulary * width, 0) + Cost.linear(width, io.outputs, tokens=tokens)
+
+    def graph(self, arch, io):
+        import networkx as nx
+
+        width, graph = self.width(arch, io), nx.DiGraph()
+        nodes = {"ids": (io.shape, 0), "embed": ((*io.shape, width), io.vocabulary * width)}
+        nodes["head"] = (io.outputs,), (width + 1) * io.outputs
+        for name, (shape, params) in nodes.items():
+            graph.add_node(name, op=name, label=name, shape=shape, params=params)
+        nx.add_path(graph, nodes)
+        return graph
+
+
+class Tokens(Words):
+    """Running bags of words."""
+
+    causal = True
 
 
 # -- axes and points --------------------------------------------------------------------------------------------------
@@ -384,10 +443,10 @@ class Counting(TinySpace):
 
 
 class Eager(TinySpace):
-    """Accepts everything."""
+    """Accepts every image."""
 
     def accepts(self, io):
-        return None
+        return None if io.kind == "image" else super().accepts(io)
 
 
 class Fussy(TinySpace):
@@ -469,6 +528,12 @@ class Nested(TinySpace):
         return ModelingSource(lambda config, parts: tiny_net(config, parts), self.config(arch, io))
 
 
+def words(cls: type, family: str) -> SearchSpaceSpec:
+    """Return the spec of a space of text networks."""
+    return dataclasses.replace(spec(cls, family=family, inherits=False), options=None)
+
+
+SOUND_IF_QUICK = [words(Words, "encoder"), words(Tokens, "decoder")]
 SOUND = [TINY_SPACE, spec(Elastic, inherits=False, supernet=True)]
 PLAIN = {"inherits": False}
 BROKEN = [
@@ -505,8 +570,14 @@ BROKEN = [
     Broken("graph_runs_from_input_to_output", spec(Unlabelled), "'stem' lacks label"),
     Broken("graph_adds_up_to_the_cost", spec(Headless), "add up to"),
     Broken("layer_map_is_in_range", spec(Counting), "0 -> 1"),
-    Broken("accepts_tells_the_truth", spec(Eager), "nothing against tokens"),
+    Broken("accepts_tells_the_truth", spec(Eager), "nothing against image 8 x 8"),
     Broken("accepts_tells_the_truth", spec(Fussy), "build() does not raise"),
+    Broken("family_is_true", spec(TinySpace, family="encoder"), "it accepts image, not only tokens"),
+    Broken("family_is_true", spec(TinySpace, family="graph"), "it accepts image, not only other"),
+    Broken("family_is_true", spec(TinySpace, family="other"), "it accepts image only, as vision"),
+    Broken("family_is_true", words(Words, "decoder"), "is one for all tokens"),
+    Broken("family_is_true", words(Tokens, "encoder"), "is given for every token"),
+    Broken("family_is_true", words(Words, "vision"), "it accepts tokens, not only image"),
     Broken("inherits_is_true", spec(Plain), "returns None"),
     Broken("inherits_is_true", spec(TinySpace, inherits=False), "inherits=False"),
     Broken("inherits_is_true", spec(Boasting), "the report says"),

@@ -150,7 +150,8 @@ class SpaceTags:
     """What a search space offers.
 
     Attributes:
-        family: what its models are.
+        family: what its models are: ``"vision"`` takes images, ``"encoder"`` and ``"decoder"`` (which is causal, with
+            logits for every token) take tokens, ``"diffusion"`` and ``"graph"`` inputs of the kind ``"other"``.
         inherits: can start a student from a teacher's weights.
         supernet: can train one set of shared weights.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
+from torch import Tensor, nn
 
 from nasdistill.errors import ArchitectureError
 from nasdistill.interfaces import ModelGeometry
@@ -12,6 +13,7 @@ from nasdistill.measure.counting import count_macs, count_params
 from nasdistill.seeds import seeded
 from nasdistill.spec.component import Kind
 from nasdistill.testing.checks.search_space.cases import (
+    IMAGES,
     STRANGE,
     build,
     first_case,
@@ -173,3 +175,46 @@ def accepts_tells_the_truth(subject: Subject) -> None:
     for io in ios(subject, space):
         if reason := space.accepts(io):
             fail(f"accepts() says of {io}, which the example gives: {reason}")
+
+
+FAMILIES = {
+    "vision": ("image",), "encoder": ("tokens",), "decoder": ("tokens",), "diffusion": ("other",), "graph": ("other",)
+}  # fmt: skip
+"""Family -> the kinds of inputs that its networks take."""
+
+
+@check(
+    Kind.SEARCH_SPACE, per_example=False, hint="Choose `family` by what accepts() lets through, or correct accepts()."
+)
+def family_is_true(subject: Subject) -> None:
+    """The tag `family` agrees with the inputs that the space accepts, and a decoder's networks are causal.
+
+    That is images for vision, tokens for encoder and decoder, what is called other for diffusion and graph; the family
+    other is for spaces that accept something else than images alone or tokens alone. A decoder gives logits for every
+    token, which later tokens do not change; an encoder does not. Diffusion and graph cannot be told apart.
+    """
+    space, family = subject.create(), subject.tags.family
+    accepted = [io for io in (*ios(subject, space), *IMAGES, *STRANGE) if space.accepts(io) is None]
+    kinds = list(dict.fromkeys(io.kind for io in accepted))
+    fitting = [name for name, allowed in FAMILIES.items() if set(kinds) <= set(allowed)]
+    if family != "other" and family not in fitting:
+        fail(f"family={family!r}, and it accepts {' and '.join(kinds)}, not only {' or '.join(FAMILIES[family])}")
+    if family == "other" and kinds in (["image"], ["tokens"]):
+        fail(f"family='other', and it accepts {kinds[0]} only, as {' and '.join(fitting)} do")
+    if family in ("encoder", "decoder"):
+        io = accepted[0]
+        causal = _is_causal(build(subject, space, space.default(), io), inputs(io, 2), io.vocabulary or 2)
+        if causal != (family == "decoder"):
+            seen = "is given for every token and not changed" if causal else "is one for all tokens, or changed"
+            fail(f"family={family!r}, and the output {seen} by later ones")
+
+
+def _is_causal(model: nn.Module, x: Tensor, vocabulary: int) -> bool:
+    """Return whether a network gives logits for every token, which later tokens do not change."""
+    changed = x.clone()
+    changed[:, -1] = (x[:, -1] + 1) % vocabulary
+    with torch.no_grad():
+        before, after = logits(model, x), logits(model, changed)
+    if before.dim() != 3 or before.shape[1] != x.shape[1]:
+        return False
+    return torch.allclose(before[:, :-1], after[:, :-1], atol=1e-6)
