@@ -214,6 +214,58 @@ class Idle(Sound):
     prepared = Lazy
 
 
+class Rough(Copied):
+    calls = 0
+
+    def outputs(self):
+        self.calls += 1
+        return [tensor.half().float() if self.calls > 2 else tensor for tensor in super().outputs()]
+
+
+class Optimising(Sound):
+    """Switches to half precision when it has seen a network often enough."""
+
+    prepared = Rough
+
+
+class Buffered(Copied):
+    def outputs(self):
+        found = super().outputs()
+        self.buffers = getattr(self, "buffers", found)
+        for buffer, tensor in zip(self.buffers, found, strict=True):
+            buffer.copy_(tensor)
+        return self.buffers
+
+    def run(self):
+        for buffer in getattr(self, "buffers", []):
+            buffer.zero_()
+        super().outputs()
+
+
+class Overwriting(Sound):
+    """Hands out its own buffers, and clears them for the next run."""
+
+    prepared = Buffered
+
+
+class Ticking(Copied):
+    clock = "device"
+    count = itertools.count()
+
+    def __init__(self, model, example):
+        super().__init__(model, example)
+        self.nanoseconds = sum(p.numel() for p in model.parameters()) * (1 if next(self.count) % 2 else 4)
+
+    def elapsed_ns(self):
+        return self.nanoseconds
+
+
+class Alternating(Sound):
+    """Puts every second network on a slower part of its device."""
+
+    prepared = Ticking
+
+
 def spec(name, cls, **tags):
     return TargetSpec(
         name, f"{__name__}:{cls.__name__}", "one of the zoo", references=("original",), tags=TargetTags(**tags)
@@ -227,6 +279,9 @@ BROKEN = [
     Broken("environment_is_recorded", spec("restless", Restless), "differs between two calls"),
     Broken("environment_is_recorded", spec("not_json", NotJson), "not JSON"),
     Broken("outputs_equal_torch", spec("rounding", Rounding), "stated tolerance is 1e-06"),
+    Broken("two_runs_agree", spec("optimising", Optimising), "of run 1 and run 3"),
+    Broken("two_runs_agree", spec("overwriting", Overwriting), "as handed out and after more runs"),
+    Broken("two_timings_agree", spec("alternating", Alternating, clock="device"), "prepared twice"),
     Broken("several_inputs_and_outputs", spec("narrow", Narrow), "1 outputs instead of 2"),
     Broken("leaves_the_network_alone", spec("switching", Switching), "train/eval mode"),
     Broken("clock_is_true", spec("wrong_clock", WrongClock), "'wall'"),
