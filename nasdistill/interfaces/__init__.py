@@ -35,8 +35,8 @@ __all__ = [
     "DistillationLoss", "Evaluation", "Example", "ExportRequest", "Exporter", "Finding", "InheritReport", "Metric",
     "ModelAttention", "ModelGeometry", "ModelingSource", "ModuleAttention", "PrepareRequest", "Prepared", "Proxy",
     "ProxyInput", "ProxyScore", "Recipe", "RecipeRunner", "ReducedData", "ReportSection", "SamplerFactory",
-    "SearchSession", "SearchSetting", "SearchSpace", "Section", "Signal", "SingleTeacher", "Site", "SiteNeeds", "SiteShape", "Split",
-    "Stage", "StageResult", "StepInfo", "Strategy", "SubSpace", "Supernet", "Target", "Task", "Teacher",
-    "TeacherSession", "Terms", "TokenLayout", "Trace", "Tracer", "Transform", "Transformed", "refuse_undeclared",
-    "static_shape",
+    "SearchSession", "SearchSetting", "SearchSpace", "Section", "Signal", "SingleTeacher", "Site", "SiteNeeds",
+    "SiteShape", "Split", "Stage", "StageResult", "StepInfo", "Strategy", "SubSpace", "Supernet", "Target", "Task",
+    "Teacher", "TeacherSession", "Terms", "TokenLayout", "Trace", "Tracer", "Transform", "Transformed",
+    "refuse_undeclared", "static_shape",
 ]  # fmt: skip
