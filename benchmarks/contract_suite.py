@@ -38,7 +38,7 @@ def main() -> None:
             {
                 "kind": record.kind.value, "component": record.id, "checks": len(results), "passed": count["passed"],
                 "skipped": count["skipped"], "failed": count["failed"] + count["xpassed"],
-                "examples": len({item.example for item in results}),
+                "examples": len({item.example for item in results if item.example} or {""}),
                 "seconds": sum(item.seconds for item in results),
                 "slowest": max(results, key=lambda item: item.seconds).check,
             }
