@@ -18,6 +18,7 @@ from nasdistill.measure.counting import count_macs, count_params
 from nasdistill.spec.architecture import Architecture
 from nasdistill.spec.component import Kind
 from nasdistill.spec.io import IOSpec
+from nasdistill.testing import Example, generate_checks
 
 NAMES = ("conv_vit", "resnet_s0")
 DIGITS = IOSpec("image", (1, 8, 8), 10)
@@ -60,6 +61,28 @@ def test_mutation_is_local(space, seed):
     child = space.mutate(arch, rng)
     active = {a.name for a in space.axes() if a.is_active(arch.params) and a.is_active(child.params)}
     assert sum(arch.params[name] != child.params[name] for name in active) == 1
+
+
+MOVES = {
+    "samples_are_points", "points_survive_json", "mutation_stays_inside", "crossover_stays_inside",
+    "suggestions_are_points", "layer_map_is_in_range",
+}  # fmt: skip
+OPTIONS = {
+    "conv_vit": st.fixed_dictionaries({"depth": st.lists(st.integers(1, 4), min_size=1, max_size=3, unique=True)}),
+    "resnet_s0": st.fixed_dictionaries({"blocks": st.lists(st.integers(1, 4), min_size=1, max_size=3, unique=True)}),
+}
+
+
+@examples(10)
+@given(seed=st.integers(0, 2**32), data=st.data())
+@pytest.mark.parametrize("name", NAMES)
+def test_the_suites_checks_of_points_hold_for_any_seed_and_options(host, name, seed, data):
+    record = host.record(Kind.SEARCH_SPACE, name)
+    use = Example(data.draw(OPTIONS[name]))
+    found = [bound for bound in generate_checks(host, record, examples=[use], seed=seed) if bound.check.name in MOVES]
+    assert {bound.check.name for bound in found} == MOVES
+    for bound in found:
+        bound.check.run(bound.subject)  # without the gates, which build networks
 
 
 JSON = st.recursive(

@@ -78,21 +78,13 @@ BUNDLED = {
 }
 ZOO = {
     zoo_attention: [
-        "ahead",
-        "stepwise",
-        "hierarchical",
-        "sorting",
-        "near",
-        "jumpy",
-        "projected",
-        "swapping",
-        "gaining",
+        "ahead", "onlycausal", "stepwise", "hierarchical", "sorting", "jumpy", "projected", "swapping", "gaining",
     ],
     zoo_loss: ["maps", "tokens", "right", "offset"],
     zoo_proxy: ["per_sample", "noisy", "ranked"],
     zoo_search_space: ["elastic", "words", "tokens"],
     zoo_teacher: ["following"],
-}
+}  # fmt: skip
 """Bundled and sound components whose tags are changed, between them every value of every tag."""
 
 REQUEST = "a request to the host, which does as it is told: no score contradicts it"

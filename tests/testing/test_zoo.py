@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 
 import pytest
 
 from nasdistill.spec.component import Kind
-from nasdistill.testing import all_checks, check_component
+from nasdistill.testing import CheckFailed, all_checks, check_component, generate_checks, isolated_host
+from nasdistill.testing.checks.attention import features
 from nasdistill.testing.results import failures
 
 ZOOS = [name for name in ("common", *Kind) if importlib.util.find_spec(f"zoo_{name}")]
@@ -45,3 +47,19 @@ def test_every_check_catches_somebody():
 
 
 COMMON = {item.name for item in all_checks() if item.kind is None}
+
+
+@pytest.mark.parametrize("row", range(len(features.FEATURES)), ids=lambda row: features.FEATURES[row].words[-1])
+def test_every_row_of_the_features_catches_somebody_alone(row, monkeypatch):
+    """Without the row, one of the broken ones would pass: what the rows are worth, none of them for the others."""
+    broken = [item for item in BROKEN if item.check == "undeclared_features_are_refused"]
+    monkeypatch.setattr(features, "FEATURES", features.FEATURES[:row] + features.FEATURES[row + 1 :])
+    passing = []
+    for item in broken:
+        host = isolated_host(item.spec)
+        bound = generate_checks(host, host.record(item.spec.kind, f"local:{item.spec.name}"))
+        (check,) = [one for one in bound if one.check.name == item.check]
+        with contextlib.suppress(CheckFailed):
+            check.check.run(check.subject)
+            passing.append(item.spec.name)
+    assert len(passing) == 1
