@@ -243,7 +243,8 @@ def _pixels(array: np.ndarray, where: str, form: Form) -> tuple[Tensor, float]:
             )
         array = array.astype(np.uint8)
     elif kind == "f":
-        array = array.astype(np.float32)
+        with np.errstate(over="ignore"):  # what single precision cannot hold is infinite in it, and refused as such
+            array = array.astype(np.float32)
         bad = ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
         if bad.any():
             raise DataError(

@@ -143,7 +143,7 @@ def _call(build: Callable[..., Any], io: IOSpec, label: str) -> Any:
                 return build()
             return build(io) if named[0].kind is named[0].POSITIONAL_ONLY else build(**{named[0].name: io})
     except (Exception, SystemExit) as error:
-        raise BrokenComponentError(f"{label} raised {one_line(error)}") from error
+        raise BrokenComponentError(f"{label} failed: {one_line(error)}") from error
 
 
 def _copied(model: nn.Module, label: str) -> nn.Module:

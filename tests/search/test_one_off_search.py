@@ -92,6 +92,12 @@ def test_the_search_used_the_file_in_its_worker(finished):
     assert str(file.parent) not in str(frozen)  # a run may be moved to where the file lies elsewhere
 
 
+@pytest.fixture(autouse=True)
+def _broken_plugins_are_reported(monkeypatch):
+    """A broken file is a problem to report here, also where the environment wants the first one raised."""
+    monkeypatch.delenv("NASDISTILL_STRICT_PLUGINS", raising=False)
+
+
 @pytest.fixture
 def killed(finished, tmp_path):
     """A copy of the run that says it was killed."""
