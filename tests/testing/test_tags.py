@@ -81,7 +81,7 @@ ZOO = {
         "ahead", "onlycausal", "stepwise", "hierarchical", "sorting", "jumpy", "projected", "swapping", "gaining",
     ],
     zoo_loss: ["maps", "tokens", "right", "offset"],
-    zoo_proxy: ["per_sample", "noisy", "ranked"],
+    zoo_proxy: ["two_slopes", "noisy", "ranked"],
     zoo_search_space: ["elastic", "words", "tokens"],
     zoo_teacher: ["following"],
 }  # fmt: skip
