@@ -81,7 +81,7 @@ def nasdistill_proxies() -> list[ProxySpec]:
             "DisWOT: agreement of the untrained student with its teacher, semantic and relation terms.",
             options="nasdistill_proxies.diswot:DisWotOptions",
             references=("arXiv:2303.15678",),
-            left_out="The Grad-CAM form of the semantic term; the evolutionary search around the score.",
+            left_out="The Grad-CAM form of the semantic term.",
             tags=ProxyTags(needs_labels=True, needs_teacher=True, needs_backward=True, cost="backward"),
         ),
         ProxySpec(
