@@ -17,12 +17,13 @@ from nasdistill.interfaces.base import Component, ComponentFactory, Example
 from nasdistill.interfaces.batch import Batch, StepInfo
 from nasdistill.interfaces.data import DataReducer, ReducedData
 from nasdistill.interfaces.diagnostic import Diagnostic, Finding
+from nasdistill.interfaces.info import TeacherInfo
 from nasdistill.interfaces.loss import DistillationLoss, Terms
 from nasdistill.interfaces.output import Exporter, ExportRequest, ReportSection, SamplerFactory, Section
 from nasdistill.interfaces.proxy import Proxy, ProxyInput, ProxyScore
 from nasdistill.interfaces.recipe import Recipe, RecipeRunner, Stage, StageResult
 from nasdistill.interfaces.signals import ModelGeometry, Signal, Site, SiteNeeds, SiteShape, Trace
-from nasdistill.interfaces.space import InheritReport, ModelingSource, SearchSpace, SubSpace, Supernet
+from nasdistill.interfaces.space import InheritReport, ModelingSource, SearchSpace, StockModel, SubSpace, Supernet
 from nasdistill.interfaces.strategy import Candidate, SearchSession, SearchSetting, Strategy
 from nasdistill.interfaces.target import Availability, Prepared, PrepareRequest, Target
 from nasdistill.interfaces.task import Evaluation, Metric, Split, Task
@@ -36,7 +37,7 @@ __all__ = [
     "ModelAttention", "ModelGeometry", "ModelingSource", "ModuleAttention", "PrepareRequest", "Prepared", "Proxy",
     "ProxyInput", "ProxyScore", "Recipe", "RecipeRunner", "ReducedData", "ReportSection", "SamplerFactory",
     "SearchSession", "SearchSetting", "SearchSpace", "Section", "Signal", "SingleTeacher", "Site", "SiteNeeds",
-    "SiteShape", "Split", "Stage", "StageResult", "StepInfo", "Strategy", "SubSpace", "Supernet", "Target", "Task",
-    "Teacher", "TeacherSession", "Terms", "TokenLayout", "Trace", "Tracer", "Transform", "Transformed",
-    "refuse_undeclared", "static_shape",
+    "SiteShape", "Split", "Stage", "StageResult", "StepInfo", "StockModel", "Strategy", "SubSpace", "Supernet",
+    "Target", "Task", "Teacher", "TeacherInfo", "TeacherSession", "Terms", "TokenLayout", "Trace", "Tracer",
+    "Transform", "Transformed", "refuse_undeclared", "static_shape",
 ]  # fmt: skip

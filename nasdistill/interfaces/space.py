@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from nasdistill.errors import ArchitectureError, did_you_mean
 from nasdistill.interfaces.base import Component
+from nasdistill.interfaces.info import TeacherInfo
 from nasdistill.interfaces.signals import ModelGeometry
 from nasdistill.spec.architecture import Architecture, Axis, Value
 from nasdistill.spec.io import Cost, IOSpec
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import optuna
 
     from nasdistill.interfaces.batch import Batch
+    from nasdistill.spec.config import ObjectiveConfig, TrainingConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,20 @@ class ModelingSource:
     parts: Mapping[str, type] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class StockModel:
+    """A network that a class of transformers can be configured to: its folder opens without any code of ours.
+
+    Attributes:
+        config: the content of ``config.json``: ``model_type``, ``architectures`` and sizes.
+        weights: from the network's tensors to those of the class named in ``architectures``, by name; tied tensors
+            once. The tensors must not be changed in place.
+    """
+
+    config: Mapping[str, Any]
+    weights: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+
+
 class SearchSpace(Component, ABC):
     """A space of architectures.
 
@@ -95,6 +111,18 @@ class SearchSpace(Component, ABC):
     """
 
     version: ClassVar[int] = 1
+
+    @classmethod
+    def adapted(cls, options: Mapping[str, Any], teacher: TeacherInfo) -> dict[str, Any]:
+        """Return options to fill in from the teacher (the sizes of its network), such as are not given.
+
+        What it returns is put beside `options` before the space is created, and recorded with the run and with every
+        student, which are then built without the teacher.
+
+        Raises:
+            MismatchError: this space cannot serve students of such a teacher; says what is missing.
+        """
+        return {}
 
     @abstractmethod
     def axes(self) -> tuple[Axis, ...]:
@@ -147,13 +175,23 @@ class SearchSpace(Component, ABC):
         """Return the number of blocks (0 where the word has no meaning)."""
         return 0
 
-    def supernet(self, io: IOSpec, teacher: nn.Module | None = None) -> Supernet:
-        """Return shared weights for the whole space.
+    def supernet(self, io: IOSpec, teacher: nn.Module | None = None, *, subspace: SubSpace | None = None) -> Supernet:
+        """Return shared weights for the whole space, or for one of :meth:`subspaces`, started from the teacher's.
 
         Raises:
             NotImplementedError: this space has none (tag ``supernet=False``).
         """
         raise NotImplementedError(f"space {self.id} has no supernet")
+
+    def teaching(
+        self, arch: Architecture, objective: ObjectiveConfig, training: TrainingConfig
+    ) -> tuple[ObjectiveConfig, TrainingConfig]:
+        """Return how a student of `arch` is trained; as the run says, unless the space searches that too."""
+        return objective, training
+
+    def stock_model(self, arch: Architecture, io: IOSpec) -> StockModel | None:
+        """Return the class of transformers that computes the same as `arch`, or None where there is none."""
+        return None
 
     def modeling_source(self, arch: Architecture, io: IOSpec) -> ModelingSource | None:
         """Return how `arch` is built without this space, for exporters that write self-contained code.

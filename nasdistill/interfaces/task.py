@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nasdistill.errors import MismatchError, one_line
 from nasdistill.interfaces.base import Component
 from nasdistill.interfaces.batch import Batch
+from nasdistill.interfaces.info import TeacherInfo
 from nasdistill.seeds import seeded
 from nasdistill.spec.io import IOSpec
 
@@ -61,6 +62,22 @@ class Task(Component, ABC):
     """
 
     metric: ClassVar[Metric]
+
+    @classmethod
+    def adapted(cls, options: Mapping[str, Any], teacher: TeacherInfo) -> dict[str, Any]:
+        """Return options to fill in from the teacher (tokenizer, longest input, label names), such as are not given.
+
+        What it returns is put beside `options` before the task is created, and recorded with the run.
+        """
+        return {}
+
+    @classmethod
+    def suggested(cls, options: Mapping[str, Any], teacher: TeacherInfo) -> dict[str, Any]:
+        """Return tables of a run's configuration that suit this task, used where the user gave none.
+
+        Keys are those of the configuration (``space``, ``objective``, ``training``, ``proxy``); values as in TOML.
+        """
+        return {}
 
     @abstractmethod
     def prepare(self, cache_dir: Path | None = None, progress: Callable[[str], None] | None = None) -> None:

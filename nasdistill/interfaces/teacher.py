@@ -11,6 +11,7 @@ from torch import nn
 
 from nasdistill.interfaces.base import Component
 from nasdistill.interfaces.batch import Batch, StepInfo
+from nasdistill.interfaces.info import TeacherInfo
 from nasdistill.interfaces.signals import Site, Trace
 from nasdistill.interfaces.task import Task
 
@@ -102,6 +103,14 @@ class Teacher(Component, ABC):
     def locators(cls) -> Sequence[str]:
         """Return the locators that are known, to suggest one to a user who left the name out; empty without a list."""
         return ()
+
+    def describe(self, locator: str) -> TeacherInfo:
+        """Return what tasks and spaces may adapt to, without reading weights; nothing by default.
+
+        Raises:
+            UsageError: there is nothing at this locator.
+        """
+        return TeacherInfo()
 
     @abstractmethod
     def open(

@@ -18,6 +18,7 @@ import torch
 from nasdistill.distill import evaluate
 from nasdistill.errors import NasdistillError, UsageError, is_fatal, one_line
 from nasdistill.host import Host
+from nasdistill.host.adapting import adapt_config
 from nasdistill.host.configcheck import check_strategy
 from nasdistill.interfaces import Candidate
 from nasdistill.measure import count_macs, environment
@@ -39,6 +40,7 @@ from nasdistill.search.parts import (
     Parts,
     check_targets,
     create_components,
+    locate_teacher,
     open_parts,
     parameter_count,
 )
@@ -81,6 +83,8 @@ def run_search(
         KeyboardInterrupt: as it came in, saying what is kept of the run.
     """
     host = host or Host.load(disable=config.plugins.disable)
+    locate_teacher(host, config.teacher.name)  # a wrong name is told with what it may have meant
+    config = adapt_config(config, host)
     components = create_components(config, host)
     check_strategy(components.strategy, components.setting)
     check_targets(components)

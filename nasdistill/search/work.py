@@ -180,6 +180,7 @@ class Workbench:
         parts, arch = self.parts, job.architecture
         config = parts.config
         model = self.build(arch, job.number, job.trained, job.weights_sha256).to(parts.device)
+        objective, training = self.space(arch).teaching(arch, config.objective, config.training)
         checkpoint = self.run.trial(job.number) / f"checkpoint-{job.epochs:04d}.safetensors"
 
         def on_epoch(report: Any) -> None:
@@ -190,8 +191,8 @@ class Workbench:
             model,
             parts.task,
             parts.teacher,
-            config.objective,
-            config.training,
+            objective,
+            training,
             epochs=job.epochs - job.trained,
             start_epoch=job.trained,
             seed=derive_seed(self.seed, "train", arch.fingerprint, job.rung),

@@ -6,35 +6,61 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+Head = Literal["classes", "embedding", "masked_lm", "causal_lm"]
+"""What a model answers: a row of class logits, a vector, or logits over the vocabulary for every token."""
+
 
 @dataclass(frozen=True, slots=True)
 class IOSpec:
     """Input and output of the models of a task.
 
+    A model of kind ``tokens`` is called ``model(input_ids, attention_mask=None, token_type_ids=None)``, all ``(B, N)``,
+    1 in the mask at real tokens, N up to what its position table holds. One of kind ``image`` is called
+    ``model(image)``.
+
     Attributes:
         kind: what the input is; decides which spaces and teachers fit.
-        shape: shape of one sample without the batch axis: ``(C, H, W)`` for images, ``(N,)`` for token ids.
-        outputs: size of the last axis of the output (number of classes; vocabulary size).
+        shape: shape of one sample without the batch axis: ``(C, H, W)`` for images, ``(N,)`` for token ids: the length
+            at which costs are counted and latencies measured; other lengths are allowed.
+        outputs: size of the last axis of the output (number of classes; vocabulary size); 0 for an embedding, which has
+            the model's own width.
         vocabulary: number of token ids, for text inputs.
+        head: what comes out: ``classes`` ``(B, K)``, ``embedding`` ``(B, D)``, ``masked_lm`` and ``causal_lm``
+            ``(B, N, V)``.
     """
 
     kind: Literal["image", "tokens", "series", "other"]
     shape: tuple[int, ...]
     outputs: int
     vocabulary: int | None = None
+    head: Head = "classes"
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the positional inputs that `Task.example` gives, in order."""
+        return ("input_ids", "attention_mask") if self.kind == "tokens" else ("input",)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
-        return {"kind": self.kind, "shape": list(self.shape), "outputs": self.outputs, "vocabulary": self.vocabulary}
+        value = {"kind": self.kind, "shape": list(self.shape), "outputs": self.outputs, "vocabulary": self.vocabulary}
+        # Left out where it says nothing: the hashes of what was saved before there were heads stay as they were.
+        return value if self.head == "classes" else {**value, "head": self.head}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> IOSpec:
         """Read the JSON form."""
-        return cls(value["kind"], tuple(value["shape"]), value["outputs"], value.get("vocabulary"))
+        return cls(
+            value["kind"],
+            tuple(value["shape"]),
+            value["outputs"],
+            value.get("vocabulary"),
+            value.get("head", "classes"),
+        )
 
     def __str__(self) -> str:
         size = " x ".join(str(part) for part in self.shape)
-        return f"{self.kind} {size} -> {self.outputs}"
+        out = str(self.outputs) if self.head == "classes" else self.head.replace("_", " ")
+        return f"{self.kind} {size} -> {out}"
 
 
 @dataclass(frozen=True, slots=True)
