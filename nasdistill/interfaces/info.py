@@ -1,4 +1,4 @@
-"""What is known of a teacher before it is loaded, as plain data."""
+"""What is known of a teacher before it is loaded, and of a task's text, as plain data."""
 
 from __future__ import annotations
 
@@ -30,3 +30,23 @@ class TeacherInfo:
     max_length: int | None = None
     labels: tuple[str, ...] = ()
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TextInfo:
+    """How a task's text becomes token ids: what a teacher is compared with before any training.
+
+    Attributes:
+        tokenizer: folder or name that the tokenizer was loaded from.
+        vocabulary_sha256: hash of its vocabulary, as `nasdistill.bridge.tokenizers.vocabulary_sha256` computes it;
+            empty where unknown.
+        max_length: longest input in tokens, special ones included, that the task produces.
+        padding_side: ``"right"`` or ``"left"``.
+        pad_id: id of the padding token; None where the tokenizer has none.
+    """
+
+    tokenizer: str
+    vocabulary_sha256: str = ""
+    max_length: int = 0
+    padding_side: str = "right"
+    pad_id: int | None = None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nasdistill.errors import MismatchError, one_line
 from nasdistill.interfaces.base import Component
 from nasdistill.interfaces.batch import Batch
-from nasdistill.interfaces.info import TeacherInfo
+from nasdistill.interfaces.info import TeacherInfo, TextInfo
 from nasdistill.seeds import seeded
 from nasdistill.spec.io import IOSpec
 
@@ -105,6 +105,22 @@ class Task(Component, ABC):
         Empty where the task does not say.
         """
         return {}
+
+    @property
+    def text(self) -> TextInfo | None:
+        """How text becomes token ids (after `prepare`); None for tasks without text.
+
+        Teachers compare it with their own tokenizer before anything is trained.
+        """
+        return None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes in the order of the outputs (after `prepare`); empty where the data names none.
+
+        Teachers compare them with their own labels before anything is trained.
+        """
+        return ()
 
     @abstractmethod
     def size(self, split: Split) -> int:
