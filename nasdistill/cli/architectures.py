@@ -10,7 +10,7 @@ from nasdistill.errors import ArchitectureError
 
 if TYPE_CHECKING:
     from nasdistill.host import Host
-    from nasdistill.interfaces import SearchSpace
+    from nasdistill.interfaces import SearchSpace, TeacherInfo
     from nasdistill.spec.architecture import Architecture
 
 
@@ -20,13 +20,17 @@ class Spaces:
     Args:
         host: creates them.
         options: name, bare or canonical -> options; a space that is not named here takes its defaults.
+        teacher: what spaces adapt to, where there is one.
 
     Attributes:
         host: creates them.
     """
 
-    def __init__(self, host: Host, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, host: Host, options: Mapping[str, Any] | None = None, teacher: TeacherInfo | None = None
+    ) -> None:
         self.host = host
+        self._teacher = teacher
         self._options = dict(options or {})
         self._created: dict[str, SearchSpace] = {}
 
@@ -37,12 +41,16 @@ class Spaces:
             UnknownComponentError: there is none; close matches are named.
             ConfigError: its options are wrong.
         """
+        from nasdistill.host.adapting import adapted_options
         from nasdistill.spec.component import Kind
 
         identifier = self.host.canonical(Kind.SEARCH_SPACE, name)
         if identifier not in self._created:
-            options = {self.host.canonical(Kind.SEARCH_SPACE, key): value for key, value in self._options.items()}
-            self._created[identifier] = self.host.create(Kind.SEARCH_SPACE, identifier, options.get(identifier))
+            known = {self.host.canonical(Kind.SEARCH_SPACE, key): value for key, value in self._options.items()}
+            options = known.get(identifier)
+            if self._teacher is not None:
+                options = adapted_options(self.host, identifier, options or {}, self._teacher)
+            self._created[identifier] = self.host.create(Kind.SEARCH_SPACE, identifier, options)
         return self._created[identifier]
 
 

@@ -63,6 +63,9 @@ def quiet_host(args: argparse.Namespace, *, disable: Iterable[str] = ()) -> Host
 def config_values(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Return the tables of a configuration file or ``--preset NAME`` (digits without either), and how to name them.
 
+    Another task than the preset's has nothing to take from it: with ``--task`` alone everything that the command line
+    does not say follows from the task and the teacher.
+
     Raises:
         UsageError: both were given.
         ConfigError: the file cannot be read, or there is no such preset.
@@ -77,7 +80,11 @@ def config_values(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if args.config is not None:
         return read_toml(args.config), str(args.config)
     preset = args.preset or "digits"
-    return tomllib.loads(preset_text(preset)), f"preset {preset}"
+    values = tomllib.loads(preset_text(preset))
+    task = getattr(args, "task", None)
+    if args.preset is None and task not in (None, values["task"]["name"]):
+        return {"task": {"name": task}}, "the command line"
+    return values, f"preset {preset}"
 
 
 def parse_setting(item: str) -> tuple[str, Any]:

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nasdistill.distill.engine import EpochReport
     from nasdistill.host import Host
+    from nasdistill.interfaces import TeacherInfo
     from nasdistill.spec.architecture import Architecture
 
 
@@ -38,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from nasdistill.cli.common import load_host
     from nasdistill.cli.output import info, print_json, say
     from nasdistill.errors import UsageError
+    from nasdistill.host.adapting import adapt_config
     from nasdistill.library import load_student
     from nasdistill.library.training import Distillation, distill_architecture
     from nasdistill.spec.config import parse_config
@@ -45,10 +49,10 @@ def run(args: argparse.Namespace) -> int:
     if args.epochs < 1:
         raise UsageError(f"--epochs must be at least 1, not {args.epochs}")
     host = load_host(args)
-    arch, options, base = find_architecture(args.arch, host)
+    arch, options, base = find_architecture(args.arch, host, lambda: named_teacher(args, host))
     values, where = configuration(args, base)
     values["space"] = [{"name": arch.space, "options": options}]
-    config = parse_config(values, where=where)
+    config = adapt_config(parse_config(values, where=where), host, where=where)
     request = Distillation(
         arch,
         config,
@@ -80,8 +84,24 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def find_architecture(text: str, host: Host) -> tuple[Architecture, dict[str, Any], dict[str, Any]]:
+def named_teacher(args: argparse.Namespace, host: Host) -> TeacherInfo:
+    """Return what the teacher of the command line (or of its file) says of itself."""
+    from nasdistill.host.adapting import describe_teacher
+    from nasdistill.spec.config import parse_config
+
+    values, where = configuration(args, {})
+    return describe_teacher(parse_config(values, where=where), host)
+
+
+def find_architecture(
+    text: str, host: Host, teacher: Callable[[], TeacherInfo]
+) -> tuple[Architecture, dict[str, Any], dict[str, Any]]:
     """Return an architecture, the options of its space, and the configuration of its run (empty without one).
+
+    Args:
+        text: JSON, a file, a student's folder, or ``RUN:ID``.
+        host: where spaces come from.
+        teacher: what a space adapts to for which no options are given.
 
     Raises:
         UsageError: there is none; says why.
@@ -97,7 +117,7 @@ def find_architecture(text: str, host: Host) -> tuple[Architecture, dict[str, An
         value, where = read_source(text)
         options = value.get("space_options") if isinstance(value, dict) else None
         named = {value["space"]: options} if options and "space" in value else None
-        space, arch = read_architecture(Spaces(host, named), value, where)
+        space, arch = read_architecture(Spaces(host, named, None if named else teacher()), value, where)
         return arch, space.options.model_dump(mode="json"), {}
     student = find_student(text, host=host)
     space = student.space()

@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from nasdistill.cli.common import load_host
     from nasdistill.errors import UsageError
     from nasdistill.files import cache_folder
+    from nasdistill.host.adapting import adapt_config
     from nasdistill.spec.component import Kind
 
     if not args.arch and args.teacher is None and args.space is None:
@@ -48,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(f"--{name} must be at least 1")
     config = _config(args)
     host = load_host(args, disable=config.plugins.disable)
+    config = adapt_config(config, host)
     known = {item.name: item.options for item in config.target}
     targets = [host.create(Kind.TARGET, name, known.get(name)) for name in dict.fromkeys(args.target or [*known])]
     task = host.create(Kind.TASK, config.task.name, config.task.options)
@@ -79,7 +81,10 @@ def _config(args: argparse.Namespace) -> RunConfig:
         task = {"name": args.task}
     if args.data is not None:
         task["options"] = {**task.get("options", {}), "data": args.data}
-    return parse_config({**values, "task": task}, where=where)
+    values = {**values, "task": task}
+    if args.teacher not in (None, values.get("teacher", {}).get("name")):
+        values["teacher"] = {"name": args.teacher}
+    return parse_config(values, where=where)
 
 
 def _models(
@@ -90,6 +95,7 @@ def _models(
     from nasdistill.cli.architectures import Spaces, read_architectures
     from nasdistill.errors import MismatchError
     from nasdistill.files import cache_folder
+    from nasdistill.host.adapting import describe_teacher
     from nasdistill.seeds import seeded
     from nasdistill.spec.component import Kind
 
@@ -97,12 +103,11 @@ def _models(
     facts: dict[str, dict[str, Any]] = {}
     texts = args.arch or (["default"] if args.space is not None else [])
     # Read before the teacher is opened: a typing error should not wait for a training.
-    spaces = Spaces(host, {item.name: item.options for item in config.space})
+    spaces = Spaces(host, {item.name: item.options for item in config.space}, describe_teacher(config, host))
     architectures = read_architectures(spaces, texts, [] if args.space is None else [args.space])
     if args.teacher is not None:
         component, locator = host.locate(Kind.TEACHER, args.teacher)
-        given = config.teacher.options if args.teacher == config.teacher.name else None
-        teacher = host.create(Kind.TEACHER, component, given)
+        teacher = host.create(Kind.TEACHER, component, config.teacher.options)
         session = teacher.open(locator, task, cache_dir=cache_folder(), progress=output.info)
         models["teacher"] = session.model
         facts["teacher"] = {"teacher": session.label, "architecture": None}

@@ -30,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sample", type=int, metavar="N", help="N random architectures of every space")
     parser.add_argument("--proxy", action="append", metavar="P", help="proxy; repeat for several")
     parser.add_argument("--teacher", metavar="T", help="teacher, for proxies that compare with one")
-    parser.add_argument("--data", metavar="PATH", help="data of the task: a folder, an .npz, a .parquet, or digits")
+    parser.add_argument("--task", metavar="NAME", help="what the models do, such as text_classification")
+    parser.add_argument("--data", metavar="PATH", help="data of the task: a file, a folder, or digits")
     parser.add_argument("--config", type=Path, metavar="FILE", help="take task, teacher, spaces and proxies from there")
     parser.add_argument("--preset", metavar="NAME", help="the same from a bundled preset (default: digits)")
     parser.add_argument(
@@ -53,8 +54,10 @@ def run(args: argparse.Namespace) -> int:
 
     from nasdistill.cli import output
     from nasdistill.cli.common import load_host
+    from nasdistill.host.adapting import adapt_config
 
     host = load_host(args, disable=config.plugins.disable)
+    config = adapt_config(config, host)
     proxies = _proxies(host, config, args.proxy)
     points = _points(host, config, args)
     rows = _score(host, config, points, proxies)
@@ -76,6 +79,8 @@ def _config(args: argparse.Namespace) -> RunConfig:
     for key, value in settings:
         if not named_setting(key):
             put(values, key, value)
+    if args.task not in (None, values.get("task", {}).get("name")):
+        values["task"] = {"name": args.task}
     for table, key, value in (("search", "seed", args.seed), ("teacher", "name", args.teacher)):
         if value is not None:
             values[table] = {**values.get(table, {}), key: value}

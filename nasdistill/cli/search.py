@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, metavar="S", help="root of all randomness")
     parser.add_argument("--space", action="append", metavar="NAME", help="search space; repeat for several")
     parser.add_argument("--teacher", metavar="T", help="teacher, such as timm:resnet18 or builtin:digits")
-    parser.add_argument("--data", metavar="PATH", help="data of the task: a folder, an .npz, a .parquet, or digits")
+    parser.add_argument("--task", metavar="NAME", help="what the models do, such as text_classification")
+    parser.add_argument("--data", metavar="PATH", help="data of the task: a file, a folder, or digits")
     parser.add_argument("--target", action="append", metavar="T", help="target; the first is the second objective")
     parser.add_argument("--proxy", action="append", metavar="P", help="proxy; repeat for several")
     parser.add_argument("--strategy", metavar="NAME", help="how the budget is spent")
@@ -51,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
 
     values, where = config_values(args)
     text = None if args.config is None else args.config.read_text(encoding="utf-8")
-    name = (args.preset or "digits") if args.config is None else args.config.stem
+    name = args.config.stem if args.config is not None else args.preset or values.get("task", {}).get("name", "digits")
+    name = "digits" if name == "image_classification" else name
     # The file is judged first, so that a mistake in it is not blamed on an option, and the other way round.
     base = parse_config(values, where=where)
     values = override(values, args, base)
@@ -147,6 +149,7 @@ def override(values: dict[str, Any], args: argparse.Namespace, base: RunConfig) 
         (args.strategy, "search.strategy", base.search.strategy, "search.strategy_options"),
         (args.sampler, "search.sampler", base.search.sampler, "search.sampler_options"),
         (args.teacher, "teacher.name", base.teacher.name, "teacher.options"),
+        (args.task, "task.name", base.task.name, "task.options"),
     ):
         if (flagged or said.get(key)) not in (None, before):
             put(values, options, {})
@@ -160,6 +163,7 @@ def override(values: dict[str, Any], args: argparse.Namespace, base: RunConfig) 
         ("strategy", "search.strategy"),
         ("sampler", "search.sampler"),
         ("teacher", "teacher.name"),
+        ("task", "task.name"),
         ("data", "task.options.data"),
         ("max_latency_ms", "constraints.max_latency_ms"),
         ("max_params", "constraints.max_params"),

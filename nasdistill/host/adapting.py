@@ -52,7 +52,10 @@ def adapt_config(config: RunConfig, host: Host, *, where: str = "the configurati
         own = given.get(table)
         given[table] = values if own is None else {**values, **own} if isinstance(own, dict) else own
     spaces = given.get("space", [item.model_dump(mode="json") for item in config.space])
-    given["space"] = [_adapted_space(item, host, info) for item in spaces]
+    given["space"] = [
+        {"name": item["name"], "options": adapted_options(host, item["name"], item.get("options") or {}, info)}
+        for item in spaces
+    ]
     return parse_config(given, where=f"{where} with what follows from teacher and task")
 
 
@@ -70,10 +73,10 @@ def describe_teacher(config: RunConfig, host: Host) -> TeacherInfo:
         raise UsageError(f"teacher {config.teacher.name} cannot be looked at: {one_line(error)}") from error
 
 
-def _adapted_space(item: Mapping[str, Any], host: Host, info: TeacherInfo) -> dict[str, Any]:
-    options = dict(item.get("options") or {})
-    space = host.load(Kind.SEARCH_SPACE, item["name"])
-    return {"name": item["name"], "options": {**_ask(space.adapted, item["name"], options, info), **options}}
+def adapted_options(host: Host, space: str, options: Mapping[str, Any], info: TeacherInfo) -> dict[str, Any]:
+    """Return a search space's options with what follows from the teacher. Raises MismatchError as the space says."""
+    filled = _ask(host.load(Kind.SEARCH_SPACE, space).adapted, space, options, info)
+    return {**filled, **options}
 
 
 def _ask(

@@ -116,12 +116,13 @@ def distill_architecture(
             except OSError as error:
                 raise UsageError(f"cannot write to {out}: {error.strerror or error}") from None
         processes.wait()
+        objective, training = space.teaching(request.architecture, request.config.objective, request.config.training)
         outcome = train(
             model,
             parts.task,
             parts.teacher,
-            request.config.objective,
-            request.config.training,
+            objective,
+            training,
             epochs=request.epochs,
             seed=derive_seed(request.seed, "train", request.architecture.fingerprint, "distill"),
             data_seed=derive_seed(request.seed, "data"),
