@@ -1,0 +1,140 @@
+"""Tokenizers of transformers, read from the folder of a model: what tasks turn text into token ids with.
+
+transformers makes a tokenizer with an empty vocabulary when a folder has a ``config.json`` and no vocabulary; here that
+is refused. No code that lies beside a model is ever run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nasdistill.bridge import prepare_imports
+from nasdistill.bridge.hub import model_folder
+from nasdistill.errors import DataError, UsageError, one_line
+from nasdistill.files import canonical_json, read_json
+from nasdistill.interfaces.info import TextInfo
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "spm.model",
+    "tekken.json",
+)
+"""Files that hold a vocabulary; a folder with none of them has no tokenizer."""
+
+UNLIMITED = 10**9
+"""transformers says "no limit" with a number above this."""
+
+
+def load_tokenizer(source: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a model.
+
+    Args:
+        source: a folder, a name in the hub's local cache, or ``hub:NAME`` (see :func:`nasdistill.bridge.hub`).
+        revision: branch, tag or commit of a hub name.
+
+    Raises:
+        UsageError: there is no such folder or name, or the tokenizer needs code of its own.
+        DataError: the folder has no tokenizer, or it cannot be read.
+    """
+    folder = model_folder(source, revision=revision, label=f"tokenizer {source}")
+    if not has_tokenizer(folder):
+        raise DataError(
+            f"{source} has no tokenizer: none of {', '.join(VOCABULARIES[:4])} is in it",
+            hint="Save it there with tokenizer.save_pretrained(FOLDER), or name the folder of another tokenizer.",
+        )
+    if _own_code(folder):
+        raise UsageError(
+            f"the tokenizer of {source} is code of its own (auto_map in tokenizer_config.json), which is not run",
+            hint="Save it as a tokenizer.json (PreTrainedTokenizerFast) and name that folder.",
+        )
+    prepare_imports()
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False, use_fast=True
+        )
+        size = len(tokenizer.get_vocab())
+    except Exception as error:  # whatever a broken file makes the library raise
+        raise DataError(
+            f"the tokenizer of {source} cannot be read: {one_line(error)}",
+            hint="Save it again with tokenizer.save_pretrained(FOLDER).",
+        ) from error
+    if size == 0:
+        raise DataError(f"the tokenizer of {source} has an empty vocabulary")
+    found: PreTrainedTokenizerBase = tokenizer
+    return found
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Return whether a folder holds a vocabulary."""
+    return any((folder / name).is_file() for name in VOCABULARIES)
+
+
+def vocabulary_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the SHA-256 (hex) of a tokenizer's vocabulary: every token with its id, added ones included.
+
+    Two tokenizers with the same hash give the same ids to the same pieces; how they cut text into pieces is not in it.
+    """
+    vocabulary = {str(token): int(index) for token, index in tokenizer.get_vocab().items()}
+    return hashlib.sha256(canonical_json(vocabulary).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def length_limit(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the longest input that a tokenizer says its model takes, in tokens; None where it says none."""
+    limit = int(tokenizer.model_max_length)
+    return None if limit > UNLIMITED else limit
+
+
+def text_info(tokenizer: PreTrainedTokenizerBase, source: str, max_length: int) -> TextInfo:
+    """Return how a task's text becomes ids, for `Task.text`.
+
+    Args:
+        tokenizer: what the task uses.
+        source: where it was loaded from, as the user wrote it.
+        max_length: longest input that the task produces, in tokens.
+    """
+    pad = tokenizer.pad_token_id
+    return TextInfo(
+        tokenizer=source,
+        vocabulary_sha256=vocabulary_sha256(tokenizer),
+        max_length=max_length,
+        padding_side=str(tokenizer.padding_side),
+        pad_id=None if pad is None else int(pad),
+    )
+
+
+def require_padding(tokenizer: PreTrainedTokenizerBase, source: str) -> int:
+    """Return the id of the padding token.
+
+    Raises:
+        DataError: the tokenizer has none, so texts of different lengths cannot share a batch.
+    """
+    if tokenizer.pad_token_id is None:
+        end = tokenizer.eos_token
+        example = f' (often the end token: "pad_token": "{end}")' if end else ""
+        raise DataError(
+            f"the tokenizer of {source} has no padding token, and texts of different lengths share a batch",
+            hint=f"Set pad_token in its tokenizer_config.json{example} and pad_token_id in the model's config.json.",
+        )
+    return int(tokenizer.pad_token_id)
+
+
+def _own_code(folder: Path) -> bool:
+    """Return whether a tokenizer's configuration names code that lies beside it."""
+    try:
+        config = read_json(folder / "tokenizer_config.json")
+    except (OSError, ValueError):
+        return False
+    named = config.get("auto_map") if isinstance(config, dict) else None
+    return isinstance(named, dict) and "AutoTokenizer" in named and not (folder / "tokenizer.json").is_file()
