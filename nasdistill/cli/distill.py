@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nasdistill.distill.engine import EpochReport
+    from nasdistill.distill.stepping import EpochReport
     from nasdistill.host import Host
     from nasdistill.interfaces import TeacherInfo
     from nasdistill.spec.architecture import Architecture

@@ -10,10 +10,11 @@
 """
 
 from nasdistill.distill.cache import TeacherCache
-from nasdistill.distill.engine import EpochReport, TrainingResult, train
+from nasdistill.distill.engine import TrainingResult, train
 from nasdistill.distill.evaluation import evaluate
 from nasdistill.distill.objective import Objective
 from nasdistill.distill.recipes import StageRunner
+from nasdistill.distill.stepping import EpochReport
 from nasdistill.distill.teaching import fill_cache
 
 __all__ = [

@@ -26,39 +26,19 @@ from nasdistill.distill.evaluation import evaluate, kept_modes
 from nasdistill.distill.objective import Objective
 from nasdistill.distill.optim import averaged, build_optimizer, learning_rate, parameter_groups
 from nasdistill.distill.placement import available_precision, placed, shard
+from nasdistill.distill.stepping import EpochReport, Means, Progress, Supervised, not_finite
 from nasdistill.distill.teaching import Teaching, train_batches
-from nasdistill.errors import TrialFailure, UsageError
+from nasdistill.errors import UsageError
 from nasdistill.files import content_hash
 from nasdistill.interfaces.base import ComponentFactory
 from nasdistill.interfaces.batch import Batch, StepInfo
 from nasdistill.interfaces.loss import Terms
-from nasdistill.interfaces.signals import Signal, Trace
+from nasdistill.interfaces.signals import Trace
 from nasdistill.interfaces.task import Evaluation, Task
 from nasdistill.interfaces.teacher import TeacherSession
 from nasdistill.seeds import seeded, torch_generator, torch_threads
 from nasdistill.spec.config import ObjectiveConfig, TrainingConfig
-from nasdistill.trace import SitePlan, even_layer_map, trace_model
-
-_DIVERGED = 1e4
-
-
-@dataclass(frozen=True, slots=True)
-class EpochReport:
-    """One finished epoch.
-
-    Attributes:
-        epoch: its number, counted from 0 over all trainings of the student.
-        terms: means over the samples: ``task``, one per loss, ``total`` (their weighted sum before balancing).
-        lr: learning rate of the last step.
-        seconds: wall time, without the evaluation.
-        evaluation: on the validation split, where one was asked for.
-    """
-
-    epoch: int
-    terms: dict[str, float]
-    lr: float
-    seconds: float
-    evaluation: Evaluation | None = None
+from nasdistill.trace import SitePlan, even_layer_map
 
 
 @dataclass(slots=True)
@@ -178,7 +158,7 @@ def train(
             "task": task.fingerprint, "teacher": None if teacher is None else teacher.fingerprint,
             "student": [(name, list(value.shape)) for name, value in student.state_dict().items()],
         }  # fmt: skip
-        progress = _Progress() if checkpoint is None else run.load(checkpoint, content_hash(plan))
+        progress = Progress() if checkpoint is None else run.load(checkpoint, content_hash(plan))
         result = TrainingResult(
             student, progress.history, None, 0, 0.0, run.objective.skipped, resumed=len(progress.history),
             notes=[*filter(None, [note, progress.note])], objective=run.objective,
@@ -188,7 +168,7 @@ def train(
         while progress.step < total and not result.stopped:
             epoch = start_epoch + len(progress.history)
             started = time.perf_counter()
-            sums = _Means()
+            sums = Means()
             lr = 0.0
             with seeded(seed, "train", epoch), run.teaching_epoch(epoch):
                 generator = torch_generator(seed, "losses", epoch, device=str(accelerator.device))
@@ -274,7 +254,7 @@ class _Run:
             raise UsageError(f"{label} has no parameter that requires a gradient, so there is nothing to train")
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         self.optimizer = build_optimizer(groups, training)
-        self.module = accelerator.prepare_model(_Supervised(student, self.objective, task, plan))
+        self.module = accelerator.prepare_model(Supervised(student, self.objective, task, plan))
         if accelerator.scaler is not None:
             # Only the gradient scaler of fp16 needs Accelerate's wrappers, which cost 0.2 ms a step on a CPU.
             self.optimizer = accelerator.prepare_optimizer(self.optimizer)
@@ -325,7 +305,7 @@ class _Run:
         model = self.student if self.average is None else self.average.module
         found = evaluate(model, self.task, "validation")
         if not math.isfinite(found.loss):
-            raise _nan(self.label, step)
+            raise not_finite(self.label, step)
         return found
 
     def finish(self) -> None:
@@ -333,7 +313,7 @@ class _Run:
         if self.average is not None and int(self.average.n_averaged) > 0:
             self.student.load_state_dict(self.average.module.state_dict())
 
-    def save(self, path: Path, progress: _Progress, plan: str) -> None:
+    def save(self, path: Path, progress: Progress, plan: str) -> None:
         """Write a checkpoint."""
         scaler = self.accelerator.scaler
         facts = {
@@ -345,15 +325,15 @@ class _Run:
         }
         save_checkpoint(path, self._kept(), self.optimizer, facts)
 
-    def load(self, path: Path, plan: str) -> _Progress:
+    def load(self, path: Path, plan: str) -> Progress:
         """Restore a checkpoint of the same training, where there is one."""
         found = read_checkpoint(path)
         if found is None:
             note = f"checkpoint {path.name} cannot be read; started anew" if path.exists() else None
-            return _Progress(note=note)
+            return Progress(note=note)
         tensors, facts = found
         if facts["plan"] != plan:
-            return _Progress(note=f"checkpoint {path.name} belongs to another training; started anew")
+            return Progress(note=f"checkpoint {path.name} belongs to another training; started anew")
         restore(tensors, self._kept(), self.optimizer)
         if self.accelerator.scaler is not None and facts["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(facts["scaler"])
@@ -361,7 +341,7 @@ class _Run:
             EpochReport(**{**row, "evaluation": row["evaluation"] and Evaluation(**row["evaluation"])})
             for row in facts["history"]
         ]
-        return _Progress(step=facts["step"], reference=facts["reference"], history=history)
+        return Progress(step=facts["step"], reference=facts["reference"], history=history)
 
     def _kept(self) -> dict[str, nn.Module]:
         """Return the modules whose state a checkpoint holds; a teacher only when it may change on the way."""
@@ -371,86 +351,6 @@ class _Run:
         if self.teacher is not None and not self.teacher.cacheable:
             kept |= {f"teacher{index}": member for index, member in enumerate(self.teacher.members)}
         return kept
-
-
-class _Supervised(nn.Module):
-    """Student and objective as one module, so that distributed training sees every parameter that has a gradient."""
-
-    def __init__(self, student: nn.Module, objective: Objective, task: Task, plan: SitePlan) -> None:
-        super().__init__()
-        self.student = student
-        self.objective = objective
-        self.task = task
-        self.plan = plan
-        self.sites = objective.needs().student
-
-    def forward(self, batch: Batch, teacher: Trace, step: StepInfo) -> tuple[Tensor, Terms]:
-        """Return total and terms; under mixed precision the losses are computed in float32."""
-        trace, output = trace_model(self.student, batch, self.sites, self.task.forward, self.plan)
-        device = output.device.type
-        if not torch.is_autocast_enabled(device):
-            return self.objective(trace, teacher, batch, step, self.task.loss(output, batch))  # type: ignore[no-any-return]
-        with torch.autocast(device, enabled=False):
-            trace, teacher = _in_float(trace), _in_float(teacher)
-            return self.objective(trace, teacher, batch, step, self.task.loss(trace.logits, batch))  # type: ignore[no-any-return]
-
-
-@dataclass(slots=True)
-class _Progress:
-    """How far a training is, and whether it is going well."""
-
-    step: int = 0
-    reference: float | None = None
-    history: list[EpochReport] = field(default_factory=list)
-    note: str | None = None
-
-    def watch(self, total: Tensor, *, sure: bool, label: str) -> None:
-        """Look at a step's total; on a GPU, where looking means waiting, only now and then."""
-        if not sure and self.step % 32:
-            return
-        value = float(total)
-        if not math.isfinite(value):
-            raise _nan(label, self.step)
-        if self.reference is None:
-            self.reference = max(abs(value), 1e-2)
-
-    def judge(self, mean: float, *, label: str) -> None:
-        """Look at an epoch's mean total."""
-        if not math.isfinite(mean):
-            raise _nan(label, self.step)
-        if self.reference is not None and abs(mean) > _DIVERGED * self.reference:
-            raise TrialFailure(
-                "diverged",
-                f"the loss of {label} grew from {self.reference:.3g} to {mean:.3g}",
-                hint="Lower training.lr, or set training.grad_clip.",
-            )
-
-
-class _Means:
-    """Means of terms over samples. On a GPU they are added up there: reading every one would stop it every time."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor | float] = {}
-        self._samples = 0
-
-    def add(self, terms: Terms, samples: int) -> None:
-        for name, value in terms.items():
-            number = value.item() if value.device.type == "cpu" else value
-            self._sums[name] = self._sums.get(name, 0.0) + number * samples
-        self._samples += samples
-
-    def values(self) -> dict[str, float]:
-        """Return the means; a term that is not finite is left out (its weight was 0, or the total says so too)."""
-        means = {name: float(value) / self._samples for name, value in self._sums.items()}
-        return {name: mean for name, mean in means.items() if name == "total" or math.isfinite(mean)}
-
-
-def _nan(label: str, step: int) -> TrialFailure:
-    return TrialFailure(
-        "nan_loss",
-        f"the loss of {label} is not a finite number at step {step}",
-        hint="Lower training.lr, or set training.grad_clip.",
-    )
 
 
 def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
@@ -463,15 +363,3 @@ def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
             group = []
     if group:
         yield group
-
-
-def _in_float(trace: Trace) -> Trace:
-    """Return a trace in float32."""
-    signals = {
-        site: Signal(
-            signal.tensor.float(), signal.layout, signal.mask, signal.bias, signal.scale, signal.causal, signal.valid,
-            signal.grid,
-        )
-        for site, signal in trace.signals.items()
-    }  # fmt: skip
-    return Trace(signals, tuple(_in_float(member) for member in trace.members), trace.weights)

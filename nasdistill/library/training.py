@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from nasdistill.distill import evaluate, train
-from nasdistill.distill.engine import EpochReport
+from nasdistill.distill.stepping import EpochReport
 from nasdistill.errors import MismatchError, UsageError
 from nasdistill.files import read_json, write_json
 from nasdistill.host import Host
