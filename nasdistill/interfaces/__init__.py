@@ -9,7 +9,9 @@ from nasdistill.interfaces.attention import (
     AttentionView,
     ModelAttention,
     ModuleAttention,
+    RotaryEmbedding,
     TokenLayout,
+    WeightSource,
     refuse_undeclared,
     static_shape,
 )
@@ -35,9 +37,9 @@ __all__ = [
     "Availability", "Batch", "Candidate", "Component", "ComponentFactory", "DataReducer", "Diagnostic",
     "DistillationLoss", "Evaluation", "Example", "ExportRequest", "Exporter", "Finding", "InheritReport", "Metric",
     "ModelAttention", "ModelGeometry", "ModelingSource", "ModuleAttention", "PrepareRequest", "Prepared", "Proxy",
-    "ProxyInput", "ProxyScore", "Recipe", "RecipeRunner", "ReducedData", "ReportSection", "SamplerFactory",
+    "ProxyInput", "ProxyScore", "Recipe", "RecipeRunner", "ReducedData", "ReportSection", "RotaryEmbedding", "SamplerFactory",
     "SearchSession", "SearchSetting", "SearchSpace", "Section", "Signal", "SingleTeacher", "Site", "SiteNeeds",
     "SiteShape", "Split", "Stage", "StageResult", "StepInfo", "StockModel", "Strategy", "SubSpace", "Supernet",
     "Target", "Task", "Teacher", "TeacherInfo", "TeacherSession", "Terms", "TokenLayout", "Trace", "Tracer",
-    "Transform", "Transformed", "refuse_undeclared", "static_shape",
+    "Transform", "Transformed", "WeightSource", "refuse_undeclared", "static_shape",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -321,18 +321,96 @@ def refuse_undeclared(name: str, tags: AttentionTags, q: Tensor, k: Tensor, ctx:
 
 
 @dataclass(frozen=True, slots=True)
+class RotaryEmbedding:
+    """A rotation of pairs of channels of q and k by angles that grow with the position.
+
+    Channel pair p of a token at position t turns by ``t * inv_freq[p]``:
+    ``(a, b) -> scaling * (a cos - b sin, b cos + a sin)``.
+
+    Attributes:
+        style: ``"half"`` pairs channel p with ``p + dim / 2``, ``"interleaved"`` pairs ``2p`` with ``2p + 1``.
+        dim: how many of the D channels of a head turn, the first ones; the others stay.
+        inv_freq: ``(dim / 2,)`` angles at position 1; None where the angles are no multiples of the position (image
+            patches turn by row and column) and only `cos` and `sin` are known.
+        scaling: factor on the rotated channels.
+        cos, sin: ``(N, dim / 2)`` tables without the factor, where `inv_freq` is None.
+    """
+
+    style: Literal["half", "interleaved"]
+    dim: int
+    inv_freq: Tensor | None = None
+    scaling: float = 1.0
+    cos: Tensor | None = None
+    sin: Tensor | None = None
+
+    def tables(self, positions: Tensor | int) -> tuple[Tensor, Tensor]:
+        """Return cos and sin ``(..., N, dim / 2)`` for positions ``(..., N)``, or for the first N tokens.
+
+        Raises:
+            ValueError: only tables are known, and they do not reach that far or positions are asked for.
+        """
+        if self.inv_freq is not None:
+            if isinstance(positions, int):
+                positions = torch.arange(positions, device=self.inv_freq.device)
+            angles = positions[..., None].to(self.inv_freq) * self.inv_freq
+            return angles.cos(), angles.sin()
+        if self.cos is None or self.sin is None:
+            raise ValueError("this rotary embedding has neither frequencies nor tables")
+        if not isinstance(positions, int) or positions > self.cos.shape[0]:
+            raise ValueError(f"this rotary embedding is a table of {self.cos.shape[0]} tokens, not a rule of positions")
+        return self.cos[:positions], self.sin[:positions]
+
+    def rotate(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Rotate heads ``(B, H, N, D)``; `positions` are ``(N,)`` or ``(B, N)``, 0..N-1 by default."""
+        cos, sin = self.tables(x.shape[-2] if positions is None else positions)
+        if cos.ndim == 3:
+            cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+        cos, sin = cos.to(x) * self.scaling, sin.to(x) * self.scaling
+        turned, rest = x[..., : self.dim], x[..., self.dim :]
+        if self.style == "half":
+            a, b = turned.chunk(2, dim=-1)
+            turned = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+        else:
+            a, b = turned[..., 0::2], turned[..., 1::2]
+            turned = torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
+        return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSource:
+    """Which entries of a model's parameters a matrix of a view is made of.
+
+    Attributes:
+        weight: dotted name of the parameter in the model.
+        bias: dotted name of the bias; None without.
+        index: ``(rows,)`` int64: row r of the view's matrix (for ``w_o``: column r) is entry ``index[r]`` along `axis`.
+        axis: of the parameter: 0 where it is ``(out, in)`` as in ``nn.Linear`` (for ``w_o``: 1), the other one where it
+            is ``(in, out)`` as in transformers' ``Conv1D``.
+    """
+
+    weight: str
+    bias: str | None
+    index: Tensor
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionView:
     """A softmax attention layer in canonical form, whatever the library that holds it.
 
     Attributes:
         w_q: ``(H * D, C)``, row = output. `w_k`, `w_v`: ``(G * D, C)``. `w_o`: ``(C, H * D)``.
         b_q, b_k, b_v, b_o: biases or None.
-        geometry: sizes.
+        geometry: sizes; `causal` says whether a query sees later keys.
         scale: factor on q.k.
-        rotary: opaque description of the rotary embedding, None without.
-        q_norm, k_norm: per-head norms on q and k, None without.
+        rotary: a :class:`RotaryEmbedding` of q and k (after the norms), None without.
+        q_norm, k_norm: per-head norms on q and k, modules over the last axis of ``(B, H, N, D)``; None without.
         cross: keys come from another sequence.
         path: dotted path of the module in its model.
+        layer: index of the layer, as in the sites ``q.i``.
+        score_bias: the model adds a bias to the scores (relative positions), which is not part of the view.
+        sources: role (``"q"``, ``"k"``, ``"v"``, ``"o"``) -> where the matrix stands in the model; empty when the view
+            was not read off a model.
     """
 
     w_q: Tensor
@@ -350,6 +428,9 @@ class AttentionView:
     k_norm: nn.Module | None = None
     cross: bool = False
     path: str = ""
+    layer: int = 0
+    score_bias: bool = False
+    sources: Mapping[str, WeightSource] = field(default_factory=dict)
 
 
 class ModuleAttention(nn.Module, ABC):
