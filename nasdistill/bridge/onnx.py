@@ -27,6 +27,7 @@ def export_onnx(
     inputs: Sequence[str] = (),
     outputs: Sequence[str] = (),
     any_batch: bool = False,
+    any_length: bool = False,
 ) -> None:
     """Write a network in eval mode to one ONNX file with its weights.
 
@@ -39,6 +40,7 @@ def export_onnx(
         inputs: names of the inputs; ``input_0 ...`` by default.
         outputs: names of the outputs; the exporter's by default.
         any_batch: leave the first axis of all inputs and outputs open.
+        any_length: leave the second axis of the inputs open too: the tokens.
 
     Raises:
         Exception: whatever the exporter raises.
@@ -47,18 +49,21 @@ def export_onnx(
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         if dynamo:
-            batch = torch.export.Dim("batch")
+            axes = {0: torch.export.Dim("batch")} if any_batch else {}
+            axes |= {1: torch.export.Dim("tokens", min=2)} if any_length else {}
             torch.onnx.export(
                 model, tuple(example), path, dynamo=True, opset_version=opset, input_names=names,
                 output_names=list(outputs) or None, external_data=False, verbose=False,
-                dynamic_shapes=tuple({0: batch} for _ in example) if any_batch else None,
+                dynamic_shapes=tuple(dict(axes) for _ in example) if axes else None,
             )  # fmt: skip
         else:
-            axes = {name: {0: "batch"} for name in (*names, *outputs)} if any_batch else None
+            named = {name: {0: "batch"} for name in (*names, *outputs)} if any_batch else {}
+            for name in names if any_length else ():
+                named.setdefault(name, {})[1] = "tokens"
             with _silent_stdout():
                 torch.onnx.export(
                     model, tuple(example), path, dynamo=False, opset_version=opset, input_names=names,
-                    output_names=list(outputs) or None, do_constant_folding=True, dynamic_axes=axes,
+                    output_names=list(outputs) or None, do_constant_folding=True, dynamic_axes=named or None,
                 )  # fmt: skip
 
 

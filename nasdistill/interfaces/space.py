@@ -74,11 +74,17 @@ class ModelingSource:
         factory: a module-level function ``factory(config, parts) -> nn.Module``.
         config: what to call it with: JSON-able, one list entry per layer. Options must be complete.
         parts: name used in `config` -> class (attention cores; created as ``Class(options, geometry=...)``).
+        sizes: sizes of the whole under the names that transformers' configurations use (``hidden_size``,
+            ``num_hidden_layers``), for tools that read those; empty where these names do not apply.
+        per_layer: layer -> what differs there (``num_attention_heads``, ``intermediate_size``), for transformers'
+            ``per_layer_config``.
     """
 
     factory: Callable[[Mapping[str, Any], Mapping[str, type]], nn.Module]
     config: Mapping[str, Any]
     parts: Mapping[str, type] = field(default_factory=dict)
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+    per_layer: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

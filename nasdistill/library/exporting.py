@@ -57,7 +57,8 @@ def example_inputs(io: IOSpec) -> tuple[Tensor, ...]:
     """Return one sample of noise in the form of a network's input."""
     generator = torch_generator(0, "example")
     if io.kind == "tokens":
-        return (torch.randint(io.vocabulary or 2, (1, *io.shape), generator=generator),)
+        ids = torch.randint(io.vocabulary or 2, (1, *io.shape), generator=generator)
+        return ids, torch.ones_like(ids)
     return (torch.randn(1, *io.shape, generator=generator),)
 
 

@@ -31,7 +31,8 @@ def nasdistill_exporters() -> list[ExporterSpec]:
         ExporterSpec(
             "hf",
             "nasdistill_exporters.hf:HuggingFaceFolder",
-            "a Hugging Face folder with its own modelling code: loads with transformers, without nasdistill",
+            "a folder that transformers opens without nasdistill: a stock model where one fits, else with its code",
+            options="nasdistill_exporters.hf:HuggingFaceOptions",
             references=("https://huggingface.co/docs/transformers/custom_models",),
         ),
     ]

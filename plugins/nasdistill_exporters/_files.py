@@ -45,17 +45,30 @@ def complete_or_empty(folder: Path) -> Iterator[None]:
         raise
 
 
-def trial_inputs(request: ExportRequest) -> Iterator[tuple[Tensor, ...]]:
-    """Yield the example, and normal noise of the same spread at several batch sizes."""
+def trial_inputs(request: ExportRequest, *, lengths: bool = False) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the example, and noise at several batch sizes: normal for images; for text, tokens with padding after them.
+
+    Args:
+        request: the student.
+        lengths: text of other lengths too.
+    """
     yield request.example
     for size in BATCHES:
         generator = torch_generator(0, "export", size)
-        yield tuple(
-            torch.randn(size, *x.shape[1:], generator=generator)
-            if x.is_floating_point()
-            else x[:1].repeat_interleave(size, 0)
-            for x in request.example
-        )
+        if request.io.kind == "tokens":
+            count = request.example[0].shape[1]
+            yield tokens(request, size, max(2, count - size) if lengths else count, generator)
+        else:
+            yield tuple(torch.randn(size, *x.shape[1:], generator=generator) for x in request.example)
+
+
+def tokens(request: ExportRequest, size: int, count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Return ids ``(size, count)`` and their mask; all samples but the first end in padding."""
+    ids = torch.randint(request.io.vocabulary or 2, (size, count), generator=generator)
+    real = torch.randint(1, count + 1, (size, 1), generator=generator)
+    real[0] = count
+    mask = (torch.arange(count)[None] < real).long()
+    return (ids, mask)[: len(request.example)]
 
 
 def answer(network: torch.nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:

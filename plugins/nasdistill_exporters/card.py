@@ -8,19 +8,26 @@ from typing import Any
 
 from nasdistill.interfaces import ExportRequest
 from nasdistill.spec.measurement import TargetReport
+from nasdistill_exporters.heads import HfHead
 
 
-def model_card(request: ExportRequest) -> str:
-    """Return ``README.md``, from the provenance alone; what is not known is left out."""
+def model_card(request: ExportRequest, head: HfHead, *, trust: bool) -> str:
+    """Return ``README.md``, from the provenance alone; what is not known is left out.
+
+    Args:
+        request: the student.
+        head: what it answers.
+        trust: the folder has code of its own.
+    """
     facts = request.provenance
     task, teacher = facts.get("task") or {}, facts.get("teacher") or {}
     metric = (task.get("metric") or {}).get("name", "score")
     parts = [
-        "---\nlibrary_name: transformers\npipeline_tag: image-classification\ntags:\n- nasdistill\n- distillation\n---",
+        f"---\nlibrary_name: transformers\npipeline_tag: {head.pipeline}\ntags:\n- nasdistill\n- distillation\n---",
         f"# Student {request.name}",
-        f"An image classifier ({request.io}) from the search space `{request.architecture.space}`, found by "
+        f"{head.what} ({request.io}) from the search space `{request.architecture.space}`, found by "
         "architecture search and trained by distillation.",
-        _usage(request, task.get("preprocessing") or {}),
+        _usage(request, head, task.get("preprocessing") or {}, trust),
         *_measured(facts, metric),
         "## Lineage",
         _table(("", ""), _lineage(request, facts, task, teacher)),
@@ -29,25 +36,37 @@ def model_card(request: ExportRequest) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _usage(request: ExportRequest, preprocessing: Mapping[str, Any]) -> str:
-    size = ", ".join(map(str, request.io.shape))
-    text = f"""## Use
-
-The folder holds the network's code (`trust_remote_code`); it needs torch, numpy and transformers, nothing else.
-
-```python
-import torch
-from transformers import AutoModelForImageClassification
-
-model = AutoModelForImageClassification.from_pretrained("path/to/this/folder", trust_remote_code=True).eval()
-logits = model(torch.zeros(1, {size})).logits
-```"""
-    if preprocessing:
+def _usage(request: ExportRequest, head: HfHead, preprocessing: Mapping[str, Any], trust: bool) -> str:
+    needs = (
+        "The folder holds the network's code (`trust_remote_code`); it needs torch, numpy and transformers, nothing "
+        "else."
+        if trust
+        else "An ordinary model of transformers: the folder holds no code."
+    )
+    opening = f"{head.auto}.from_pretrained(folder{', trust_remote_code=True' if trust else ''}).eval()"
+    if request.io.kind == "image":
+        size = ", ".join(map(str, request.io.shape))
+        code = [f"from transformers import {head.auto}", "", 'folder = "path/to/this/folder"', f"model = {opening}"]
+        code += [f"logits = model(torch.zeros(1, {size})).logits"]
+    else:
+        code = [f"from transformers import {head.auto}, AutoTokenizer", "", 'folder = "path/to/this/folder"']
+        code += ["tokenizer = AutoTokenizer.from_pretrained(folder)", f"model = {opening}"]
+        code += ['inputs = tokenizer(["a text", "another one"], padding=True, return_tensors="pt")']
+        code += ['outputs = model(inputs["input_ids"], attention_mask=inputs["attention_mask"])']
+        code += (
+            ["embeddings = outputs.pooler_output" if trust else "hidden = outputs.last_hidden_state"]
+            if (request.io.head == "embedding")
+            else ["logits = outputs.logits"]
+        )
+    text = "\n".join(["## Use", "", needs, "", "```python", "import torch", *code, "```"])
+    if "mean" in preprocessing and "size" in preprocessing:
         text += (
             f"\n\nInputs are `(pixel * {preprocessing.get('scale')} - mean) / std` per channel, with mean "
             f"`{preprocessing.get('mean')}` and std `{preprocessing.get('std')}`, after resizing to "
             f"{' x '.join(map(str, preprocessing.get('size', [])))}."
         )
+    if request.io.head == "embedding":
+        text += "\n\nA sentence's vector is the mean of the hidden states over its real tokens; compare by cosine."
     return text
 
 

@@ -1,280 +1,86 @@
 """A Hugging Face folder that loads without nasdistill.
 
-``AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)`` gives the student, bit for bit. The
-shapes of searched networks differ from layer to layer, which no stock configuration can say, so the folder brings its
-own code: the source of the network and of its attention variants, copied out of the packages that define them (see
-:mod:`nasdistill_exporters.vendoring`). A space takes part by answering ``modeling_source``.
+Where a class of transformers can be configured to what the student computes, the folder is an ordinary one: no code,
+and ``from_pretrained`` needs no trust. A space takes part by answering ``stock_model``.
 
-Before the folder counts as written, the copied code is imported from it, built without memory, given the weights, and
-must equal the student to the bit on several inputs.
+The shapes of most searched networks differ from layer to layer, or have heads whose width no stock configuration can
+say. Then the folder brings its own code: the source of the network and of its attention variants, copied out of the
+packages that define them (see :mod:`nasdistill_exporters.vendoring`), opened with ``trust_remote_code=True``. A space
+takes part by answering ``modeling_source``.
 
-Buffers that a network does not save (fixed position tables) are saved here: transformers builds a model without memory
-and leaves what is in no file undefined.
+Either way the folder is opened and compared with the student before it counts as written. Text models bring their
+tokenizer, and encoders of sentences what the package sentence-transformers reads.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import json
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from pydantic import Field
 
-from nasdistill.errors import TrialFailure, one_line
-from nasdistill.files import content_hash, write_json, write_text
-from nasdistill.interfaces import Exporter, ExportRequest, ModelingSource
-from nasdistill_exporters._files import BATCHES, answer, complete_or_empty, trial_inputs, write_tensors
+from nasdistill.errors import TrialFailure
+from nasdistill.files import write_json, write_text
+from nasdistill.interfaces import Exporter, ExportRequest
+from nasdistill.spec.options import ComponentOptions
+from nasdistill_exporters._files import complete_or_empty
 from nasdistill_exporters.card import model_card
-from nasdistill_exporters.vendoring import KEPT_IMPORTS, Vendor, VendoringError, requirements
-
-REPLACED = {"nasdistill.interfaces.attention:AttentionCore": "nasdistill_exporters.runtime:AttentionCore"}
-
-CONFIGURATION = '''"""Configuration of a student found by architecture search."""
-
-from transformers import PretrainedConfig
-
-CODE = "{code}"
-"""Hash of the network's code. transformers finds the model by this file: equal files would be taken for one student."""
+from nasdistill_exporters.heads import HEADS
+from nasdistill_exporters.hf_code import write_code
+from nasdistill_exporters.hf_stock import write_stock
+from nasdistill_exporters.hf_text import write_text_files
 
 
-class NasdistillStudentConfig(PretrainedConfig):
-    """What the network is built from.
+class HuggingFaceOptions(ComponentOptions):
+    """Options of `hf`."""
 
-    Args:
-        network: sizes, one entry per layer.
-        image_size: height and width.
-        num_channels: channels of the images.
-        preprocessing: how pixels become inputs: ``(pixel * scale - mean) / std`` per channel.
-        student: where it comes from.
-    """
-
-    model_type = "nasdistill_student"
-
-    def __init__(
-        self, network=None, image_size=None, num_channels=3, preprocessing=None, student=None, **kwargs
-    ):
-        super().__init__(**kwargs)
-        self.network = network
-        self.image_size = image_size
-        self.num_channels = num_channels
-        self.preprocessing = preprocessing
-        self.student = student
-'''
-
-MODELING = '''"""An image classifier found by architecture search; the network's own code stands in the other files."""
-
-import torch.nn.functional as F
-from transformers import PreTrainedModel
-from transformers.modeling_outputs import ImageClassifierOutput
-
-from .configuration_nasdistill_student import NasdistillStudentConfig
-{imports}
-
-PARTS = {{{parts}}}
-
-
-class NasdistillStudentForImageClassification(PreTrainedModel):
-    """Images ``(B, C, H, W)``, preprocessed as the configuration says, to logits ``(B, num_labels)``."""
-
-    config_class = NasdistillStudentConfig
-    main_input_name = "pixel_values"
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.network = {factory}(config.network, PARTS)
-        for module in self.network.modules():
-            module._non_persistent_buffers_set.clear()  # all buffers stand in the file
-        self.post_init()
-
-    @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """Load as transformers does, then take the tensors out of the mapped file.
-
-        There they start wherever the file has them, and kernels add up in another order on memory that is not aligned:
-        the last bits would depend on the length of the file's header.
-        """
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        for tensor in (*model.parameters(), *model.buffers()):
-            tensor.data = tensor.data.clone()
-        return loaded
-
-    def _init_weights(self, module):
-        """Leave the network's own start as it is."""
-
-    def forward(self, pixel_values, labels=None, return_dict=None, **kwargs):
-        logits = self.network(pixel_values)
-        loss = None if labels is None else F.cross_entropy(logits, labels)
-        if return_dict is False:
-            return (logits,) if loss is None else (loss, logits)
-        return ImageClassifierOutput(loss=loss, logits=logits)
-'''
+    code: Literal["auto", "always"] = Field(
+        "auto", description="`auto` writes a stock model where one fits the student, `always` its own code."
+    )
 
 
 class HuggingFaceFolder(Exporter):
-    """Configuration, weights, code, and a model card with the student's lineage."""
+    """Configuration, weights, code where it takes any, tokenizer, and a model card with the student's lineage."""
+
+    options_model = HuggingFaceOptions
+    options: HuggingFaceOptions
 
     def export(self, request: ExportRequest) -> dict[str, Any]:
         """Write the folder; see :class:`Exporter`.
 
         Returns:
-            ``code`` (the files), ``requires`` (packages they import), ``parity`` (``max_abs`` is 0.0).
+            ``stock`` (the class of transformers, None with code), ``code`` (the files), ``requires`` (packages they
+            import), ``parity`` (``max_abs`` is 0.0 for code), ``auto`` (the class that opens it).
 
         Raises:
-            TrialFailure: ``"export_failed"``: the task is no image classification, the space does not say how its
-                networks are built from data, or the code cannot be copied; ``"parity"``: the copy computes something
-                else.
+            TrialFailure: ``"export_failed"``: transformers has no such kind of model, the space does not say how its
+                networks are built from data, or the code cannot be copied; ``"parity"``: what was written computes
+                something else.
         """
-        if request.io.kind != "image":
-            raise TrialFailure("export_failed", f"hf writes image classifiers; this student takes {request.io.kind}")
-        source = request.space.modeling_source(request.architecture, request.io)
-        if source is None:
+        head = HEADS.get((request.io.kind, request.io.head))
+        if head is None:
+            raise TrialFailure(
+                "export_failed",
+                f"hf writes image classifiers and text models; this student ({request.io}) is neither",
+                hint="Export to torch or onnx instead.",
+            )
+        stock = None
+        if self.options.code == "auto":
+            stock = request.space.stock_model(request.architecture, request.io)
+        source = None if stock is not None else request.space.modeling_source(request.architecture, request.io)
+        if stock is None and source is None:
             raise TrialFailure(
                 "export_failed",
                 f"space {request.space.id} does not say how its networks are built without it (modeling_source), so no "
                 "self-contained code can be written",
                 hint="Export to torch or onnx instead.",
             )
-        vendor = Vendor(REPLACED)
-        try:
-            factory = vendor.add(source.factory)
-            parts = {name: vendor.add(part) for name, part in source.parts.items()}
-            files = vendor.files()
-        except VendoringError as error:
-            raise _uncopied(request, str(error)) from error
-        foreign = sorted(set(requirements(files.values())) - KEPT_IMPORTS)
-        if foreign:
-            raise _uncopied(request, f"it imports {', '.join(foreign)} while it runs")
         with complete_or_empty(request.folder):
-            for name, text in files.items():
-                write_text(request.folder / name, text)
-            imports, local = _imports([factory, *parts.values()])
-            modeling = MODELING.format(
-                imports=imports,
-                parts=", ".join(f"{json.dumps(name)}: {local[part]}" for name, part in parts.items()),
-                factory=local[factory],
-            )
-            code = content_hash({**files, "modeling": modeling})
-            write_text(request.folder / "configuration_nasdistill_student.py", CONFIGURATION.format(code=code))
-            write_text(request.folder / "modeling_nasdistill_student.py", modeling)
-            state = whole_state(request.model)
-            compared = _compare(request, source, factory, parts, state)
-            write_json(request.folder / "config.json", _config(request, source))
-            digest = write_tensors(
-                {f"network.{name}": tensor for name, tensor in state.items()}, request.folder / "model.safetensors"
-            )
+            if stock is not None:
+                facts = write_stock(request, stock, head)
+            else:
+                assert source is not None
+                facts = write_code(request, source, head)
+            notes = write_text_files(request) if request.io.kind == "tokens" else []
             write_json(request.folder / "provenance.json", dict(request.provenance))
-            write_text(request.folder / "README.md", model_card(request))
-        return {
-            "code": sorted([*files, "configuration_nasdistill_student.py", "modeling_nasdistill_student.py"]),
-            "requires": ["numpy", "torch", "transformers"],
-            "parity": {"max_abs": 0.0, "inputs": compared, "batch_sizes": [len(request.example[0]), *BATCHES]},
-            "weights_sha256": digest,
-        }
-
-
-def whole_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and all buffers, those that the model does not save too."""
-    return {**model.state_dict(), **dict(model.named_buffers())}
-
-
-def _imports(wanted: Sequence[tuple[str, str]]) -> tuple[str, dict[tuple[str, str], str]]:
-    """Return the import lines for (file, name) pairs, and what each is called; equal names get their file in front."""
-    unique = sorted(set(wanted))
-    names = [name for _, name in unique]
-    local = {(file, name): name if names.count(name) == 1 else f"{file}_{name}" for file, name in unique}
-    lines = [
-        f"from .{file} import {name}" + ("" if local[file, name] == name else f" as {local[file, name]}")
-        for file, name in unique
-    ]
-    return "\n".join(lines), local
-
-
-def _config(request: ExportRequest, source: ModelingSource) -> dict[str, Any]:
-    """Return ``config.json``."""
-    preprocessing = dict((request.provenance.get("task") or {}).get("preprocessing") or {})
-    classes = preprocessing.get("classes") or [f"LABEL_{i}" for i in range(request.io.outputs)]
-    channels, *size = request.io.shape
-    return {
-        "model_type": "nasdistill_student",
-        "architectures": ["NasdistillStudentForImageClassification"],
-        "auto_map": {
-            "AutoConfig": "configuration_nasdistill_student.NasdistillStudentConfig",
-            "AutoModelForImageClassification": ("modeling_nasdistill_student.NasdistillStudentForImageClassification"),
-        },
-        "dtype": "float32",
-        "id2label": {str(i): str(name) for i, name in enumerate(classes)},
-        "label2id": {str(name): i for i, name in enumerate(classes)},
-        "image_size": size,
-        "num_channels": channels,
-        "network": dict(source.config),
-        "preprocessing": preprocessing,
-        "student": {"name": request.name, "architecture": request.architecture.to_json()},
-    }
-
-
-def _compare(
-    request: ExportRequest,
-    source: ModelingSource,
-    factory: tuple[str, str],
-    parts: dict[str, tuple[str, str]],
-    state: dict[str, Tensor],
-) -> int:
-    """Run the copied code; return on how many inputs it equals the student.
-
-    Raises:
-        TrialFailure: ``"export_failed"``: it does not run; ``"parity"``: it computes something else.
-    """
-    try:
-        with _imported(request.folder, {factory[0], *(module for module, _ in parts.values())}) as modules:
-            classes = {name: getattr(modules[module], part) for name, (module, part) in parts.items()}
-            with torch.device("meta"):
-                network = getattr(modules[factory[0]], factory[1])(dict(source.config), classes)
-            for module in network.modules():
-                module._non_persistent_buffers_set.clear()
-            network.load_state_dict(state, assign=True)
-            network.eval()
-            compared = list(trial_inputs(request))
-            for inputs in compared:
-                if not torch.equal(answer(network, inputs), answer(request.model, inputs)):
-                    raise TrialFailure(
-                        "parity", f"the copied code of {request.name} does not compute what the student does"
-                    )
-            return len(compared)
-    except TrialFailure:
-        raise
-    except Exception as error:
-        raise _uncopied(request, f"the copy does not run ({one_line(error)})") from error
-
-
-@contextmanager
-def _imported(folder: Path, names: set[str]) -> Iterator[dict[str, ModuleType]]:
-    """Import files of a folder as modules of a package that is forgotten afterwards."""
-    package = f"_nasdistill_export_{id(folder)}"
-    root = ModuleType(package)
-    root.__path__ = [str(folder)]
-    sys.modules[package] = root
-    written = sys.dont_write_bytecode
-    sys.dont_write_bytecode = True
-    try:
-        importlib.invalidate_caches()
-        yield {name: importlib.import_module(f"{package}.{name}") for name in names}
-    finally:
-        sys.dont_write_bytecode = written
-        for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
-            del sys.modules[name]
-
-
-def _uncopied(request: ExportRequest, reason: str) -> TrialFailure:
-    return TrialFailure(
-        "export_failed",
-        f"the code of student {request.name} ({request.space.id}) cannot be copied: {reason}",
-        hint="Export to torch or onnx instead.",
-    )
+            write_text(request.folder / "README.md", model_card(request, head, trust=stock is None))
+        return {"auto": head.auto, **facts, **({"notes": notes} if notes else {})}

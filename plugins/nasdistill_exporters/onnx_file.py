@@ -1,5 +1,8 @@
 """One ONNX file with its weights, for any batch size, compared with torch before it counts as written.
 
+For text the length is open too, where the network's attention allows it: a graph that is right at one length only is
+written for the reference length, and ``inputs`` says so.
+
 The TorchScript exporter is tried first (0.1-0.5 s a network), then the one by ``torch.export``. Each result is run in
 onnxruntime on the example and on noise at batch sizes 1, 2 and 7, because a graph can be right at the batch it was
 traced with and at no other; the first that agrees is kept. The largest absolute difference is the parity number.
@@ -9,6 +12,7 @@ The file needs onnxruntime and nothing of ours. Its metadata repeats the preproc
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +40,7 @@ class OnnxOptions(ComponentOptions):
 
 
 class OnnxFile(Exporter):
-    """``model.onnx`` with input names ``input`` (``input_0 ...`` when there are several) and output ``output``."""
+    """``model.onnx`` with inputs ``input`` (text: ``input_ids``, ``attention_mask``) and output ``output``."""
 
     # What `auto` tries first, and alone: a refusal need not wait for the slower exporter to fail as well.
     examples: ClassVar[tuple[Example, ...]] = (Example({"exporter": "torchscript"}),)
@@ -51,18 +55,19 @@ class OnnxFile(Exporter):
             ``batch_sizes``, ``onnxruntime``), ``preprocessing``.
         """
         path = request.folder / "model.onnx"
-        count = len(request.example)
-        names = ["input"] if count == 1 else [f"input_{i}" for i in range(count)]
+        names = _input_names(request)
         wanted = self.options.exporter
         failures: list[tuple[str, Exception]] = []
-        for exporter in ("torchscript", "dynamo") if wanted == "auto" else (wanted,):
+        exporters = ("torchscript", "dynamo") if wanted == "auto" else (wanted,)
+        lengths = (True, False) if request.io.kind == "tokens" else (False,)
+        for any_length, exporter in itertools.product(lengths, exporters):
             try:
                 export_onnx(
                     request.model, _traced(request.example), path, dynamo=exporter == "dynamo",
-                    opset=self.options.opset, inputs=names, outputs=["output"], any_batch=True,
+                    opset=self.options.opset, inputs=names, outputs=["output"], any_batch=True, any_length=any_length,
                 )  # fmt: skip
                 _describe(path, request)
-                parity = self._compare(path, request, names)
+                parity = self._compare(path, request, names, any_length)
             except OSError:
                 raise  # a full disk is not the network's fault
             except Exception as error:
@@ -73,7 +78,10 @@ class OnnxFile(Exporter):
                     "exporter": exporter,
                     "opset": self.options.opset,
                     "inputs": {
-                        name: {"shape": ["batch", *x.shape[1:]], "dtype": str(x.dtype).removeprefix("torch.")}
+                        name: {
+                            "shape": ["batch", *(["tokens"] if any_length else x.shape[1:])],
+                            "dtype": str(x.dtype).removeprefix("torch."),
+                        }
                         for name, x in zip(names, request.example, strict=True)
                     },
                     "output": "output",
@@ -88,7 +96,7 @@ class OnnxFile(Exporter):
             hint="The exporters torch and hf need no graph.",
         ) from last
 
-    def _compare(self, path: Path, request: ExportRequest, names: Sequence[str]) -> dict[str, Any]:
+    def _compare(self, path: Path, request: ExportRequest, names: Sequence[str], lengths: bool) -> dict[str, Any]:
         """Return how far onnxruntime is from torch.
 
         Raises:
@@ -102,7 +110,7 @@ class OnnxFile(Exporter):
         session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
         used = {item.name for item in session.get_inputs()}
         largest = relative = 0.0
-        compared = list(trial_inputs(request))
+        compared = list(trial_inputs(request, lengths=lengths))
         for inputs in compared:
             expected = answer(request.model, inputs).numpy()
             feed = {name: x.numpy() for name, x in zip(names, inputs, strict=True) if name in used}
@@ -121,6 +129,11 @@ class OnnxFile(Exporter):
             "batch_sizes": [len(request.example[0]), *BATCHES],
             "onnxruntime": onnxruntime.__version__,
         }
+
+
+def _input_names(request: ExportRequest) -> list[str]:
+    known, count = request.io.input_names, len(request.example)
+    return list(known[:count]) if count <= len(known) else [f"input_{i}" for i in range(count)]
 
 
 def _traced(example: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
