@@ -26,6 +26,10 @@ TAGS: dict[str, AttentionTags] = {
     "window": AttentionTags(
         causal="strict", gqa=True, padding=True, bias=True, patterns=True, complexity="n*w", returns_map=True
     ),
+    "mla": AttentionTags(
+        level="module", causal="strict", gqa=True, padding=True, bias=True, patterns=True, complexity="n^2",
+        returns_map=True, decodes=True, owns_parameters=True,
+    ),
 }  # fmt: skip
 """What each variant can do; the core refuses the rest."""
 
@@ -76,5 +80,13 @@ def nasdistill_attention_variants() -> list[AttentionSpec]:
             references=("arXiv:2004.05150", "arXiv:2204.07143"),
             left_out="Dilated windows.",
             tags=TAGS["window"],
+        ),
+        AttentionSpec(
+            "mla",
+            "nasdistill_attention.mla:LatentAttention",
+            "Multi-head latent attention that starts from softmax weights by a joint decomposition",
+            options="nasdistill_attention.mla:MLAOptions",
+            references=("arXiv:2503.11132",),
+            tags=TAGS["mla"],
         ),
     ]

@@ -90,7 +90,7 @@ class SoftmaxAttention(AttentionCore):
         n, m = static_shape(q)[-2], static_shape(k)[-2]
         mask = ctx.mask
         square = mask is not None and n == m and ctx.bias is None and not ctx.need_map
-        if mask is not None and square and _causal_only(mask):
+        if mask is not None and square and causal_only(mask):
             return AttentionResult(softmax_attention(q, k, v, causal=True, scale=ctx.scale))
         dense = None if mask is None else mask.dense(n, m, q.device)
         if not ctx.need_map:
@@ -109,7 +109,7 @@ class SoftmaxAttention(AttentionCore):
         return Cost(0, geometry.heads * per_head, geometry.heads * n * (m + geometry.value_dim))
 
 
-def _causal_only(mask: Any) -> bool:
+def causal_only(mask: Any) -> bool:
     """Whether the mask is the plain causal one, for which the kernel has a faster path."""
     others = (mask.window, mask.key_valid, mask.query_valid, mask.predicate)
     return bool(mask.causal) and all(part is None for part in others)
