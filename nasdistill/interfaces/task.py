@@ -58,7 +58,7 @@ class Task(Component, ABC):
     same batches bit for bit, in any process. The teacher cache rests on this.
 
     Attributes:
-        metric: what `evaluate` returns as score.
+        metric: what `score` returns; a task whose options choose it sets it on the instance, too.
     """
 
     metric: ClassVar[Metric]
@@ -152,7 +152,17 @@ class Task(Component, ABC):
 
     @abstractmethod
     def score(self, outputs: Tensor, labels: Tensor) -> float:
-        """Return the metric over a whole split from its gathered outputs ``(n, K)`` and labels ``(n, ...)``."""
+        """Return the metric over a whole split from what `evidence` gave, batch after batch along the first axis: by
+        default outputs ``(n, K)`` and labels ``(n, ...)``.
+        """
+
+    def evidence(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return what `score` needs of a labelled batch, a row per sample in both.
+
+        A task whose outputs are large, or differ in length from batch to batch, reduces them here.
+        """
+        assert batch.labels is not None
+        return output, batch.labels
 
     @abstractmethod
     def example(self, batch_size: int = 1) -> tuple[Tensor, ...]:
@@ -165,7 +175,8 @@ class Task(Component, ABC):
     def check(self, model: nn.Module, label: str = "model") -> None:
         """Run two samples through a model, in eval mode and left as it was, and refuse one that does not fit.
 
-        By default a model fits when its output has a row per sample and ``io.outputs`` numbers on the last axis.
+        By default a model fits when its output has a row per sample and ``io.outputs`` numbers on the last axis; one
+        that embeds gives vectors of any width, a language model logits for every token.
 
         Raises:
             MismatchError: names the model's and the task's shapes.
@@ -188,9 +199,23 @@ class Task(Component, ABC):
             for module, mode in modes.items():
                 module.training = mode
         found = tuple(output.shape) if isinstance(output, Tensor) else None
-        if found is None or len(found) < 2 or (found[0], found[-1]) != (batch.size, self.io.outputs):
+        if found is None or not self._fits(found, batch):
+            wanted = {
+                "classes": f"{self.io.outputs} on the last axis",
+                "embedding": f"one vector per sample: ({batch.size}, {self.io.outputs or 'any width'})",
+            }.get(self.io.head, f"{self.io.outputs} on the last axis for every token")
             raise MismatchError(
                 f"{label} gives {type(output).__name__ if found is None else found} for {batch.size} samples, but the "
-                f"task ({self.io}) needs {self.io.outputs} on the last axis",
+                f"task ({self.io}) needs {wanted}",
                 hint=hint,
             )
+
+    def _fits(self, shape: tuple[int, ...], batch: Batch) -> bool:
+        """Return whether an output of this shape is what `io` promises for a batch."""
+        io = self.io
+        if len(shape) < 2 or shape[0] != batch.size or (io.outputs and shape[-1] != io.outputs):
+            return False
+        if io.head == "embedding":
+            return len(shape) == 2
+        tokens = batch.inputs.get("input_ids")
+        return io.head == "classes" or tokens is None or shape[:-1] == tuple(tokens.shape)
