@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nasdistill.bridge.fused import fused_branches
+from nasdistill.bridge.record import Key, first_float, main_output
+from nasdistill.bridge.survey import Tap
+from nasdistill.bridge.watching import AttentionCall, Quiet, WatchAttention, core_arguments
 from nasdistill.errors import NasdistillError
 from nasdistill.interfaces.signals import Signal, Site, Trace
-from nasdistill.trace.attention import AttentionCall, Quiet, WatchAttention, core_arguments
-from nasdistill.trace.record import Key, first_float, first_tensor
-from nasdistill.trace.survey import Tap
 
 LOGITS = Site("logits")
 _MAX_PREFIX = 8  # class token and registers before the image tokens
@@ -311,7 +311,7 @@ class _Hooks:
                 self._watched.pop()
                 if not self._watched:
                     self._pop(self._watch)
-            tensor = first_tensor(output)  # None when the forward raised
+            tensor = main_output(output, first_float(args, kwargs))  # None when the forward raised
             if tensor is None:
                 return
             for site, tap in taps.items():

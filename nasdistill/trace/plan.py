@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from nasdistill.bridge.fused import fused_branches
+from nasdistill.bridge.record import first_tensor
+from nasdistill.bridge.survey import Survey, Tap, survey
 from nasdistill.errors import MismatchError, NasdistillError
 from nasdistill.interfaces.signals import ModelGeometry, Site, SiteShape
 from nasdistill.trace.capture import LOGITS, Capture, output_signal
-from nasdistill.trace.record import first_tensor
-from nasdistill.trace.survey import Survey, Tap, survey
 
 
 class SitePlan:

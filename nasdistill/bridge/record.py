@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nasdistill.bridge.watching import AttentionCall, WatchAttention, core_arguments
 from nasdistill.interfaces.attention import AttentionCore, AttentionResult, ModuleAttention
-from nasdistill.trace.attention import AttentionCall, WatchAttention, core_arguments
 
 Key = tuple[str, int]
 """A module call: dotted path, and how many times that module had been called before in this forward."""
@@ -83,6 +83,18 @@ def first_tensor(value: Any) -> Tensor | None:
     return None
 
 
+def main_output(value: Any, given: Tensor | None) -> Tensor | None:
+    """Return the tensor that a module's output stands for, given its first input.
+
+    Of several (joint transformers return the text stream beside the image stream) the one of the input's shape.
+    """
+    if given is not None and isinstance(value, tuple | list):
+        alike = [item for item in value if isinstance(item, Tensor) and item.shape == given.shape]
+        if alike and sum(isinstance(item, Tensor) for item in value) > 1:
+            return alike[0]
+    return first_tensor(value)
+
+
 def first_float(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     """Return the first floating-point tensor among a call's arguments."""
     values = [*args, *kwargs.values()]
@@ -136,7 +148,7 @@ class ForwardRecord:
         keys = tuple(f.key for f in self.stack)
         around = any(f.input is not None and f.input.ndim == 3 for f in self.stack[1:-1])
         self.stack.pop()
-        tensor = first_tensor(output)
+        tensor = main_output(output, frame.input)
         if tensor is None or not tensor.is_floating_point():
             return
         shape_in = () if frame.input is None else tuple(frame.input.shape)

@@ -21,9 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from nasdistill.interfaces.attention import ModuleAttention
-from nasdistill.interfaces.signals import Site
-from nasdistill.trace.record import (
+from nasdistill.bridge.record import (
     CallRecord,
     ForwardRecord,
     Key,
@@ -33,6 +31,8 @@ from nasdistill.trace.record import (
     is_global_pool,
     is_linear,
 )  # fmt: skip
+from nasdistill.interfaces.attention import ModuleAttention
+from nasdistill.interfaces.signals import Site
 
 Form = Literal["bnc", "nbc", "bhwc", "bchw", "map", "vector", "heads", "as_is"]
 """How a captured tensor is laid out in the model."""
@@ -171,7 +171,11 @@ class _Analysis:
                 found.taps[Site(name, layer)] = replace(tap, grid=grid)
 
         # Attention over channels (XCiT) hands the kernel transposed heads: no map over tokens exists.
-        channels = block is not None and call.tokens != block.shape[1] == call.value_dim
+        channels = (
+            block is not None
+            and call.tokens != block.shape[1] == call.value_dim
+            and call.heads * call.tokens == block.shape[-1]
+        )
         if call.known and not channels:
             for name, part in (("q", "q"), ("k", "k"), ("v", "v"), ("context", "out")):
                 tap = Tap(*call.key, "call", "heads", part, call.index, call.core, causal=call.causal)
@@ -184,6 +188,8 @@ class _Analysis:
         width = block.shape[1] if self._form(block.shape, call, hint) == "bchw" else block.shape[-1]
         inside = [d for d in self.done if block.key in d.stack and d.key != block.key]
         linears = [d for d in inside if is_linear(d.module) and d.key not in self.own and d.shape[-1] == width]
+        # A block of two joint streams ends each in an FFN of its own: take that of the stream it is known by.
+        linears = [d for d in linears if d.shape == block.shape] or linears
         if linears:
             put("ffn_out", self._tokens(max(linears, key=lambda d: d.left), call, width))
         norms = [d for d in inside if "norm" in type(d.module).__name__.lower() and d.shape == block.shape]
