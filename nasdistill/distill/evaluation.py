@@ -39,9 +39,9 @@ def evaluate(model: nn.Module, task: Task, split: Split = "validation", batch_si
             output = task.forward(model, batch).float()
             loss += float(task.loss(output, batch)) * batch.size
             count += batch.size
-            outputs.append(output.cpu())
-            assert batch.labels is not None
-            labels.append(batch.labels.cpu())
+            kept, label = task.evidence(output, batch)
+            outputs.append(kept.cpu())
+            labels.append(label.cpu())
         score = task.score(torch.cat(outputs), torch.cat(labels))
     return Evaluation(score=float(score), loss=loss / count, n=count)
 

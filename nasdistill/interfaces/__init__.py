@@ -19,7 +19,7 @@ from nasdistill.interfaces.base import Component, ComponentFactory, Example
 from nasdistill.interfaces.batch import Batch, StepInfo
 from nasdistill.interfaces.data import DataReducer, ReducedData
 from nasdistill.interfaces.diagnostic import Diagnostic, Finding
-from nasdistill.interfaces.info import TeacherInfo
+from nasdistill.interfaces.info import TeacherInfo, TextInfo
 from nasdistill.interfaces.loss import DistillationLoss, Terms
 from nasdistill.interfaces.output import Exporter, ExportRequest, ReportSection, SamplerFactory, Section
 from nasdistill.interfaces.proxy import Proxy, ProxyInput, ProxyScore
@@ -40,6 +40,6 @@ __all__ = [
     "ProxyInput", "ProxyScore", "Recipe", "RecipeRunner", "ReducedData", "ReportSection", "RotaryEmbedding", "SamplerFactory",
     "SearchSession", "SearchSetting", "SearchSpace", "Section", "Signal", "SingleTeacher", "Site", "SiteNeeds",
     "SiteShape", "Split", "Stage", "StageResult", "StepInfo", "StockModel", "Strategy", "SubSpace", "Supernet",
-    "Target", "Task", "Teacher", "TeacherInfo", "TeacherSession", "Terms", "TokenLayout", "Trace", "Tracer",
-    "Transform", "Transformed", "WeightSource", "refuse_undeclared", "static_shape",
+    "Target", "Task", "Teacher", "TeacherInfo", "TeacherSession", "Terms", "TextInfo", "TokenLayout", "Trace",
+    "Tracer", "Transform", "Transformed", "WeightSource", "refuse_undeclared", "static_shape",
 ]  # fmt: skip

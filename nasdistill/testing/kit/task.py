@@ -155,25 +155,34 @@ def example_task(subject: Subject, **options: Any) -> Task:
 class AnyNet(nn.Module):
     """A small network for the models' input and output of any task, with batch norm and dropout.
 
-    It reads its first argument: a mean of embeddings where that holds token ids, the flattened numbers otherwise.
+    It reads its first argument: embeddings of token ids, averaged unless every token has an answer, or the flattened
+    numbers.
 
     Args:
         io: input and output.
         outputs: another number of outputs than the task's, to be refused.
         kept: how many of the input's numbers it takes, to be refused; None takes all.
+        per_token: whether every token has an answer; None = as the task's head has it, else to be refused.
     """
 
-    def __init__(self, io: IOSpec, *, outputs: int | None = None, kept: int | None = None) -> None:
+    def __init__(
+        self, io: IOSpec, *, outputs: int | None = None, kept: int | None = None, per_token: bool | None = None
+    ) -> None:
         super().__init__()
+        self.per_token = io.head in ("masked_lm", "causal_lm") if per_token is None else per_token
         self.embed = nn.Embedding(io.vocabulary or 2, 16) if io.kind == "tokens" else None
         self.first = nn.Linear(16 if io.kind == "tokens" else kept or math.prod(io.shape), 16)
         self.norm = nn.BatchNorm1d(16)
         self.drop = nn.Dropout(0.5)
-        self.head = nn.Linear(16, outputs or io.outputs)
+        self.head = nn.Linear(16, outputs or io.outputs or 16)
 
     def forward(self, *inputs: Tensor, **named: Any) -> Tensor:
-        """Return ``(B, K)``."""
+        """Return ``(B, K)``, or ``(B, N, K)`` where every token has an answer."""
         x = next(value for value in (*inputs, *named.values()) if isinstance(value, Tensor))
-        x = self.embed(x).mean(1) if self.embed is not None else x.flatten(1).float()
+        tokens = x.shape
+        if self.embed is None:
+            x = x.flatten(1).float()
+        else:
+            x = self.embed(x).flatten(0, 1) if self.per_token else self.embed(x).mean(1)
         logits: Tensor = self.head(self.drop(self.norm(F.gelu(self.first(x)))))
-        return logits
+        return logits.reshape(*tokens, -1) if self.per_token else logits

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nasdistill.interfaces import Batch, Split, Task
+from nasdistill.interfaces import Batch, Split, Task, TextInfo
 from nasdistill.spec.io import IOSpec
 
 
@@ -62,6 +62,16 @@ class WatchedTask(Task):
         """The other one's preprocessing."""
         return self._task.preprocessing
 
+    @property
+    def text(self) -> TextInfo | None:
+        """How the other one's text becomes ids."""
+        return self._task.text
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The other one's classes."""
+        return self._task.classes
+
     def size(self, split: Split) -> int:
         """Return the number of samples of a split."""
         return self._task.size(split)
@@ -90,6 +100,10 @@ class WatchedTask(Task):
     def score(self, outputs: Tensor, labels: Tensor) -> float:
         """Return the metric."""
         return self._task.score(outputs, labels)
+
+    def evidence(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return what the metric needs of a batch."""
+        return self._task.evidence(output, batch)
 
     def example(self, batch_size: int = 1) -> tuple[Tensor, ...]:
         """Return real inputs; those of the training split."""

@@ -20,7 +20,8 @@ def says_its_input_and_output(subject: Subject) -> None:
     io = shared(subject).io
     if not isinstance(io, IOSpec):
         fail(f"io is {type(io).__name__}, not an IOSpec")
-    if not io.shape or any(side < 1 for side in io.shape) or io.outputs < 1:
+    # An embedding may leave its width to the model.
+    if not io.shape or any(side < 1 for side in io.shape) or io.outputs < (io.head != "embedding"):
         fail(f"io is {io.shape} -> {io.outputs}; sizes must be positive")
     if io.kind == "image" and len(io.shape) != 3:
         fail(f"io.kind is 'image', and its shape {io.shape} is not (C, H, W)")
@@ -43,14 +44,15 @@ def gives_batches(subject: Subject) -> None:
 
 @check(Kind.TASK, gate=True, hint="Return the model's raw outputs: for classification logits (B, K).")
 def forward_gives_outputs(subject: Subject) -> None:
-    """`forward` returns a tensor with a row per sample and io.outputs numbers on the last axis, finite."""
+    """`forward` returns a tensor with a row per sample and io.outputs numbers (if any) on the last axis, finite."""
     task = shared(subject)
     batch = first(task)
     with torch.no_grad():
         found = task.forward(model_for(subject, task).eval(), batch)
     if not isinstance(found, Tensor):
         fail(f"forward returns {type(found).__name__}, not a tensor")
-    if found.ndim < 2 or found.shape[0] != batch.size or found.shape[-1] != task.io.outputs:
+    outputs = task.io.outputs or found.shape[-1]
+    if found.ndim < 2 or found.shape[0] != batch.size or found.shape[-1] != outputs:
         fail(f"forward returns {tuple(found.shape)} for {batch.size} samples and {task.io.outputs} outputs")
     if not bool(found.isfinite().all()):
         fail("forward returns numbers that are not finite, from a network with finite weights")

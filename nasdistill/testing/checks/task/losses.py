@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nasdistill.interfaces import Batch, Metric
+from nasdistill.interfaces import Batch, Metric, Task
 from nasdistill.spec.component import Kind
 from nasdistill.testing.checks.task.cases import SPLITS, first, one_pass, output_for, shared
 from nasdistill.testing.registry import check, fail, skip
@@ -97,10 +97,8 @@ def score_follows_its_direction(subject: Subject) -> None:
     if split is None:
         skip("no split has labels")
     batches = [_labelled(batch) for batch in one_pass(task, split)]
-    labels = torch.cat([batch.labels for batch in batches if batch.labels is not None])
-    form = tuple(output_for(subject, task, first(task)).shape[1:])
-    right, wrong = _answers(labels, form, 0), _answers(labels, form, 1)
-    good, bad = task.score(right, labels), task.score(wrong, labels)
+    forms = [tuple(output_for(subject, task, batch).shape[1:]) for batch in batches]
+    good, bad = (_score(task, batches, forms, off) for off in (0, 1))
     for value in (good, bad):
         if not isinstance(value, float) or not math.isfinite(value):
             fail(f"score returned {value!r}, not a finite float")
@@ -108,6 +106,15 @@ def score_follows_its_direction(subject: Subject) -> None:
         fail(f"the unit is a share, and the scores are {good:g} and {bad:g}")
     if (good > bad) is not task.metric.higher_is_better or good == bad:
         fail(f"right outputs score {good:g}, wrong ones {bad:g}; higher is better: {task.metric.higher_is_better}")
+
+
+def _score(task: Task, batches: list[Batch], forms: list[tuple[int, ...]], off: int) -> float:
+    """Return the score of outputs that are right, or wrong by `off`."""
+    pairs = []
+    for batch, form in zip(batches, forms, strict=True):
+        assert batch.labels is not None
+        pairs.append(task.evidence(_answers(batch.labels, form, off), batch))
+    return task.score(torch.cat([output for output, _ in pairs]), torch.cat([labels for _, labels in pairs]))
 
 
 def _labelled(batch: Batch) -> Batch:

@@ -50,14 +50,18 @@ def refuses_models_that_do_not_fit(subject: Subject) -> None:
     except MismatchError as error:
         fail(f"check refuses a model that fits: {error}")
     more, less = task.io.outputs + 3, max(2, math.prod(task.io.shape) // 2)
-    misfits = {f"{more} outputs": (model_for(subject, task, outputs=more), str(more))}
+    if task.io.outputs:
+        misfits = {f"{more} outputs": (model_for(subject, task, outputs=more), str(more))}
+    else:  # a width is as good as another
+        misfits = {"a vector per token": (model_for(subject, task, per_token=True), "vector")}
     if task.io.kind != "tokens" and math.prod(task.io.shape) != less:
         misfits["another input"] = (model_for(subject, task, kept=less), str(less))
     for what, (model, number) in misfits.items():
         try:
             task.check(model, "the student")
         except MismatchError as error:
-            lacking = [text for text in ("the student", number, str(task.io.outputs)) if text not in str(error)]
+            wanted = str(task.io.outputs or task.io.head)
+            lacking = [text for text in ("the student", number, wanted) if text not in str(error)]
             if lacking:
                 fail(f"the error for a model with {what} does not name {', '.join(lacking)}: {error}")
         except Exception as error:
