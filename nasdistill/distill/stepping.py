@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from nasdistill.distill.augment import task_loss
 from nasdistill.distill.objective import Objective
 from nasdistill.errors import TrialFailure
 from nasdistill.interfaces.batch import Batch, StepInfo
@@ -54,10 +55,10 @@ class Supervised(nn.Module):
         trace, output = trace_model(self.student, batch, self.sites, self.task.forward, self.plan)
         device = output.device.type
         if not torch.is_autocast_enabled(device):
-            return self.objective(trace, teacher, batch, step, self.task.loss(output, batch))  # type: ignore[no-any-return]
+            return self.objective(trace, teacher, batch, step, task_loss(self.task, output, batch))  # type: ignore[no-any-return]
         with torch.autocast(device, enabled=False):
             trace, teacher = in_float(trace), in_float(teacher)
-            return self.objective(trace, teacher, batch, step, self.task.loss(trace.logits, batch))  # type: ignore[no-any-return]
+            return self.objective(trace, teacher, batch, step, task_loss(self.task, trace.logits, batch))  # type: ignore[no-any-return]
 
 
 @dataclass(slots=True)

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from accelerate import Accelerator
 
+from nasdistill.distill.augment import augmented, settings
 from nasdistill.distill.cache import EpochCache, TeacherCache, settled
 from nasdistill.distill.placement import available_precision, placed, shard, shard_rows
 from nasdistill.interfaces.batch import Batch, StepInfo
@@ -64,6 +65,7 @@ class Teaching:
             "precision": accelerator.mixed_precision,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
+            **settings(training),
         }
 
     def geometry(self, batch: Batch) -> ModelGeometry:
@@ -144,7 +146,8 @@ def fill_cache(
 def train_batches(task: Task, training: TrainingConfig, epoch: int, data_seed: int) -> Iterator[Batch]:
     """Yield the training batches of an epoch: the one place that says how, because the cache depends on it."""
     number = data_epoch(training, epoch)
-    return task.batches("train", batch_size=training.batch_size, epoch=number, seed=data_seed, train=True)
+    batches = task.batches("train", batch_size=training.batch_size, epoch=number, seed=data_seed, train=True)
+    return augmented(batches, training, task, epoch=number, seed=data_seed)
 
 
 def data_epoch(training: TrainingConfig, epoch: int) -> int:

@@ -101,6 +101,8 @@ class TrainingConfig(Table):
     distinct_epochs: int | None = Field(
         16, ge=1, description="Order and augmentation repeat after so many epochs; bounds the teacher's work."
     )
+    mixup: float = Field(0.0, ge=0, description="Mix images of a batch, shares from Beta(mixup, mixup); 0 = not.")
+    token_noise: float = Field(0.0, ge=0, lt=1, description="Share of tokens exchanged for random ones.")
     teacher_cache: bool = Field(True, description="Compute the teacher's outputs once for all students.")
     inherit: bool = Field(True, description="Start students from the teacher's weights where the space can.")
     checkpoint_seconds: float = Field(
