@@ -9,7 +9,8 @@ Layout, one folder per signal and epoch, which appears under its name only when 
 
     FOLDER/<key>/key.json                      what the numbers depend on: teacher, task, seed, batch size, device ...
     FOLDER/<key>/<epoch>/<site>/manifest.json  rows, layout, scale, causality; type, shape and SHA-256 of each array
-    FOLDER/<key>/<epoch>/<site>/*.npy          ids; tensor; mask, bias, valid where the signal has them
+    FOLDER/<key>/<epoch>/<site>/*.npy          ids; tensor; mask, bias, valid where the signal has them; where batches
+                                               differ in shape (padded text), a table *.blocks.npy beside each
 
 Rows are appended in the order of training. An ordinary append, unlike a store into a mapped file, fails with an error
 and not with a signal when the disk is full, and the checksum is computed on the way. Files are read whole into a
@@ -32,8 +33,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from nasdistill.distill.entries import PARTS, Entry, Uneven, Writer, bytes_per_row, walk
 from nasdistill.files import content_hash, write_json
@@ -268,7 +267,7 @@ class EpochCache:
         """Return rows `begin` and following on the batch's device, or None when they are of other samples."""
         rows = slice(begin, begin + batch.size)
         ids = batch.ids.cpu()
-        if any(not torch.equal(entry.ids[rows], ids) for entry in self._entries):
+        if not all(entry.serves(rows, ids) for entry in self._entries):
             return None
         root = Trace()
         for entry in self._entries:

@@ -2,6 +2,11 @@
 
 :class:`Writer` appends rows batch by batch and gives the folder its name at the end; :class:`Entry` checks a finished
 one and puts its rows into traces. What is kept, and where, is decided in :mod:`nasdistill.distill.cache`.
+
+An array has one row per sample, or one value for all, as long as every batch has the same shape. Batches of text are
+padded to their own longest sample, so their shapes differ; such an array is kept flat, batch behind batch, beside a
+table of where each batch begins and which shape it has. A batch comes back exactly as it was computed, padding
+included.
 """
 
 from __future__ import annotations
@@ -21,26 +26,46 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nasdistill.files import file_hash, read_json, write_json
+from nasdistill.files import read_json, write_json
 from nasdistill.interfaces.batch import Batch
 from nasdistill.interfaces.signals import Signal, Site, Trace
 
 FORMAT = "nasdistill.teacher_cache"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 PARTS = ("tensor", "mask", "bias", "valid")
+
+_HEADER = 256
+"""Bytes before the numbers of an ``.npy`` file: always as many, because the shape is known last."""
 
 
 @dataclass(slots=True)
 class _Array:
-    """One array of an entry: a row per sample, or one value for all."""
+    """One array of an entry: a row per sample, one value for all, or (flat) batches of different shapes.
+
+    Attributes:
+        values: the numbers.
+        per_row: whether there is a value per sample.
+        blocks: first row of a batch -> where it begins in `values`, and its shape.
+    """
 
     values: Tensor
     per_row: bool
+    blocks: dict[int, tuple[int, tuple[int, ...]]] | None = None
+
+    def serves(self, rows: slice) -> bool:
+        """Return whether these rows are a batch (or any will do)."""
+        if self.blocks is None:
+            return True
+        block = self.blocks.get(rows.start)
+        return block is not None and (not self.per_row or block[1][0] == rows.stop - rows.start)
 
     def rows(self, rows: slice, device: torch.device) -> Tensor:
         # A copy: aligned as a tensor that was just computed, and safe from losses that work in place.
-        return (self.values[rows] if self.per_row else self.values).clone().to(device)
+        if self.blocks is None:
+            return (self.values[rows] if self.per_row else self.values).clone().to(device)
+        begin, shape = self.blocks[rows.start]
+        return self.values[begin : begin + math.prod(shape)].reshape(shape).clone().to(device)
 
 
 @dataclass(slots=True)
@@ -77,14 +102,23 @@ class Entry:
         for name, facts in manifest["arrays"].items():
             file = path / f"{name}.npy"
             data = file.read_bytes() if file.stat().st_size <= memory else None
-            if (file_hash(file) if data is None else hashlib.sha256(data).hexdigest()) != facts["sha256"]:
+            if (_numbers_hash(file) if data is None else _sha256(data[_HEADER:])) != facts["sha256"]:
                 raise ValueError(f"{file.name} does not match its checksum")
             if data is None:
                 plain = np.load(file, mmap_mode="c", allow_pickle=False)
             else:
                 plain = np.load(io.BytesIO(data), allow_pickle=False)
                 resident += len(data)
-            arrays[name] = _Array(torch.from_numpy(plain).view(getattr(torch, facts["dtype"])), facts["per_row"])
+            if list(plain.shape) != facts["shape"]:
+                raise ValueError(f"{file.name} has the shape {plain.shape}, not {facts['shape']}")
+            values, blocks = torch.from_numpy(plain).view(getattr(torch, facts["dtype"])), None
+            if facts["blocks_sha256"] is not None:
+                table = (path / f"{name}.blocks.npy").read_bytes()
+                if _sha256(table) != facts["blocks_sha256"]:
+                    raise ValueError(f"{name}.blocks.npy does not match its checksum")
+                rows = np.load(io.BytesIO(table), allow_pickle=False).tolist()
+                blocks = {first: (begin, tuple(shape)) for first, begin, *shape in rows}
+            arrays[name] = _Array(values, facts["per_row"], blocks)
         ids = arrays.pop("ids").values
         if ids.shape != (manifest["rows"],):
             raise ValueError("wrong number of rows")
@@ -98,6 +132,13 @@ class Entry:
             members.append(_Member(prefix, arrays.get(f"{prefix}weights"), facts, parts))
         return cls(Site.parse(manifest["site"]), ids, members, resident)
 
+    def serves(self, rows: slice, ids: Tensor) -> bool:
+        """Return whether these rows hold the samples `ids` as one batch."""
+        if not torch.equal(self.ids[rows], ids):
+            return False
+        arrays = [a for m in self.members for a in (*m.parts.values(), *(() if m.weights is None else (m.weights,)))]
+        return all(array.serves(rows) for array in arrays)
+
     def fill(self, root: Trace, rows: slice, device: torch.device) -> None:
         """Put this site's signals into a trace (and into its members, which are made when they are not there)."""
         for member in self.members:
@@ -110,7 +151,7 @@ class Entry:
 
 
 class Uneven(Exception):
-    """The signal has another shape or type in this batch than in the first one: it cannot be one array."""
+    """The signal has another type, other axes or other facts in this batch than in the first: no array holds it."""
 
 
 class Writer:
@@ -131,7 +172,7 @@ class Writer:
 
         Raises:
             OSError: the disk is full or gone.
-            Uneven: the signal changed its shape, its type or its facts.
+            Uneven: the signal changed its type, the number of its axes or its facts.
         """
         arrays: dict[str, tuple[Tensor, bool]] = {"ids": (batch.ids, True)}
         members, signals = [], {}
@@ -155,13 +196,13 @@ class Writer:
         if begin == 0:
             self._members, self._signals = members, signals
             for name, (tensor, per_row) in arrays.items():
-                self._files[name] = _File(self._path / f"{name}.npy", tensor, per_row, self._rows)
+                self._files[name] = _File(self._path / f"{name}.npy", tensor, per_row)
         elif (
             begin != self.row or members != self._members or signals != self._signals or set(arrays) != set(self._files)
         ):
             raise Uneven("it changes from batch to batch")
         for name, (tensor, _) in arrays.items():
-            self._files[name].append(tensor)
+            self._files[name].append(begin, tensor)
         self.row += batch.size
 
     def finish(self, path: Path) -> None:
@@ -173,7 +214,7 @@ class Writer:
             "rows": self._rows,
             "members": self._members,
             "signals": self._signals,
-            "arrays": {name: file.close() for name, file in self._files.items()},
+            "arrays": {name: file.close(self._rows) for name, file in self._files.items()},
         }
         write_json(self._path / "manifest.json", manifest)
         self._path.chmod(path.parent.stat().st_mode)  # mkdtemp made it private
@@ -189,47 +230,74 @@ class Writer:
 
 
 class _File:
-    """An ``.npy`` file written row by row, with its checksum."""
+    """An ``.npy`` file written batch by batch, with the checksum of its numbers."""
 
-    def __init__(self, path: Path, first: Tensor, per_row: bool, rows: int) -> None:
-        self.dtype, self.shape, self.per_row = first.dtype, tuple(first.shape), per_row
-        self._value = None if per_row else first
+    def __init__(self, path: Path, first: Tensor, per_row: bool) -> None:
+        self.dtype, self.axes, self.per_row = first.dtype, first.ndim, per_row
+        self._path = path
+        self._plain = _numpy(first).dtype
         self._hash = hashlib.sha256()
+        self._count = 0
+        self._blocks: list[tuple[int, int, tuple[int, ...]]] = []  # first row, where it begins, shape
+        self._last: Tensor | None = None
         self.stream: BinaryIO = path.open("wb")
-        header = io.BytesIO()
-        plain = _numpy(first)
-        shape = (rows, *plain.shape[1:]) if per_row else plain.shape
-        # `shape` must be a plain tuple: a torch.Size writes a header that cannot be read back.
-        facts = {"descr": np.lib.format.dtype_to_descr(plain.dtype), "fortran_order": False, "shape": tuple(shape)}
-        np.lib.format.write_array_header_1_0(header, facts)
-        try:
-            self._put(header.getvalue() if per_row else header.getvalue() + plain.tobytes())
-        except OSError:
-            self.stream.close()
-            raise
+        self.stream.write(bytes(_HEADER))
 
-    def append(self, tensor: Tensor) -> None:
-        """Add rows, or check that the one value is still the same."""
-        if tensor.dtype != self.dtype or tuple(tensor.shape[self.per_row :]) != self.shape[self.per_row :]:
-            raise Uneven(f"shape {tuple(tensor.shape)} after {self.shape}")
-        if self.per_row:
-            self._put(_numpy(tensor).tobytes())
-        elif self._value is not None and not torch.equal(tensor, self._value):
-            raise Uneven("a mask without a batch axis changes from batch to batch")
+    def append(self, row: int, tensor: Tensor) -> None:
+        """Add a batch that begins at `row`; what has no row per sample is written when it changes."""
+        if tensor.dtype != self.dtype or tensor.ndim != self.axes:
+            raise Uneven(f"{tensor.dtype} of {tensor.ndim} axes after {self.dtype} of {self.axes}")
+        shape = tuple(tensor.shape)
+        if self._last is not None and shape == self._blocks[-1][2] and torch.equal(tensor, self._last):
+            self._blocks.append((row, *self._blocks[-1][1:]))
+            return
+        self._blocks.append((row, self._count, shape))
+        self._count += math.prod(shape)
+        self._last = None if self.per_row else tensor
+        self._put(_numpy(tensor).tobytes())
 
-    def close(self) -> dict[str, Any]:
-        """Return the facts for the manifest."""
+    def close(self, rows: int) -> dict[str, Any]:
+        """Write the header, and the table of batches where they differ; return the facts for the manifest."""
+        shapes = {shape[self.per_row :] for _, _, shape in self._blocks}
+        table = None
+        if len(shapes) == 1 and (self.per_row or self._blocks[-1][1] == 0):
+            shape = (rows, *shapes.pop()) if self.per_row else shapes.pop()
+        else:
+            shape, table = (self._count,), io.BytesIO()
+            np.save(table, np.array([(row, begin, *sides) for row, begin, sides in self._blocks], dtype=np.int64))
+            self._path.with_suffix(".blocks.npy").write_bytes(table.getvalue())
+        self.stream.seek(0)
+        self.stream.write(_header(self._plain, shape))
         self.stream.close()
         return {
             "dtype": str(self.dtype).removeprefix("torch."),
-            "shape": list(self.shape[self.per_row :]),
+            "shape": list(shape),
             "per_row": self.per_row,
             "sha256": self._hash.hexdigest(),
+            "blocks_sha256": None if table is None else _sha256(table.getvalue()),
         }
 
     def _put(self, data: bytes) -> None:
         self._hash.update(data)
         self.stream.write(data)
+
+
+def _header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """Return the first `_HEADER` bytes of an ``.npy`` file, format 1.0."""
+    facts = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": tuple(map(int, shape))}
+    text = repr(facts).encode("ascii")
+    return np.lib.format.magic(1, 0) + (_HEADER - 10).to_bytes(2, "little") + text.ljust(_HEADER - 11) + b"\n"
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _numbers_hash(path: Path) -> str:
+    """Return the SHA-256 (hex) of what follows the header of a file."""
+    with path.open("rb") as stream:
+        stream.seek(_HEADER)
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _is_per_row(name: str, tensor: Tensor, signal: Signal) -> bool:

@@ -351,12 +351,44 @@ def test_every_part_and_type_comes_back(tmp_path, dtype):
         assert cache.hits == expected_hits
 
 
-def test_a_signal_that_changes_its_shape_is_not_kept(tmp_path):
-    cache = TeacherCache(tmp_path)
-    lengths = iter([6, 6, 5])
+def _padded(batch, length):
+    """A signal over padded text: as long as the batch's longest sample, with a mask of the batch and one of its size."""
+    generator = torch.Generator().manual_seed(int(batch.ids[0]))
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    return Trace({
+        Site("hidden", 0): Signal(torch.randn(batch.size, length, 4, generator=generator), "tokens",
+                                  valid=torch.rand(batch.size, length, generator=generator) > 0.3),
+        Site("q", 0): Signal(torch.randn(batch.size, 2, length, 3, generator=generator), "heads", mask=causal,
+                             scale=0.5, causal=True),
+    })  # fmt: skip
 
-    def answer(batch):
-        return Trace({Site("hidden", 0): Signal(torch.zeros(batch.size, next(lengths), 4), "tokens")})
+
+@pytest.mark.parametrize("memory_mb", [256, 0])
+def test_batches_of_different_lengths_come_back_as_they_were(tmp_path, memory_mb):
+    cache = TeacherCache(tmp_path, memory_mb=memory_mb)
+    sites = frozenset({Site("hidden", 0), Site("q", 0)})
+    sizes, lengths = (4, 4, 4, 1), (6, 6, 9, 2)
+    for _ in range(2):
+        with cache.epoch({}, 0, sum(sizes), sites) as entry:
+            for batch, length in zip(_batches(sizes), lengths, strict=True):
+                trace, right = entry.trace(batch, lambda b=batch, n=length: _padded(b, n)), _padded(batch, length)
+                for site in sites:
+                    for part in ("tensor", "mask", "valid"):
+                        one, two = getattr(trace.signals[site], part), getattr(right.signals[site], part)
+                        assert (one is None and two is None) or (torch.equal(one, two) and one.is_contiguous())
+    assert (cache.hits, cache.misses) == (4, 4)
+    with pytest.warns(UserWarning, match="another order of samples"), cache.epoch({}, 0, 13, sites) as entry:
+        for batch in _batches((5, 8)):  # the same samples, cut elsewhere: their padding is another
+            entry.trace(batch, lambda b=batch: _padded(b, 9))
+    (table,) = tmp_path.glob("*/00000/hidden.0/tensor.blocks.npy")
+    _flip(table)
+    with pytest.warns(UserWarning, match=r"tensor.blocks.npy does not match"):
+        assert TeacherCache(tmp_path).load(table.parent) is None
+
+
+def test_what_no_array_holds_is_not_kept(tmp_path):
+    cache = TeacherCache(tmp_path)
+    shapes = iter([(6, 4), (6, 4), (4,)])
 
     def pass_over(epoch, site, answer):
         with cache.epoch({}, epoch, 9, frozenset({site})) as entry:
@@ -364,9 +396,11 @@ def test_a_signal_that_changes_its_shape_is_not_kept(tmp_path):
                 assert entry.trace(batch, lambda batch=batch: answer(batch)).signals
 
     with pytest.warns(UserWarning, match="cannot keep hidden"):
-        pass_over(0, Site("hidden", 0), answer)
+        pass_over(0, Site("hidden", 0), lambda batch: Trace(
+            {Site("hidden", 0): Signal(torch.zeros(batch.size, *next(shapes)), "tokens")}
+        ))  # fmt: skip
     masks = iter([torch.ones(6, 6, dtype=torch.bool), torch.eye(6, dtype=torch.bool), None])
-    with pytest.warns(UserWarning, match="mask without a batch axis"):
+    with pytest.warns(UserWarning, match="changes from batch to batch"):
         pass_over(1, Site("q", 0), lambda batch: _trace(batch, mask=next(masks)))
     assert entries(cache) == []
 
@@ -431,9 +465,7 @@ def test_no_pickle_is_read(tmp_path):
     evil = np.array([{"a": 1}] * 100, dtype=object)
     np.save(folder / "tensor.npy", evil, allow_pickle=True)
     manifest = json.loads((folder / "manifest.json").read_text())
-    from nasdistill.files import file_hash
-
-    manifest["arrays"]["tensor"]["sha256"] = file_hash(folder / "tensor.npy")
+    manifest["arrays"]["tensor"]["sha256"] = entries_module._numbers_hash(folder / "tensor.npy")
     (folder / "manifest.json").write_text(json.dumps(manifest))
     cache = TeacherCache(tmp_path)
     with pytest.warns(UserWarning, match="is damaged"):
