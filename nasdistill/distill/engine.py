@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from nasdistill.distill.evaluation import evaluate, kept_modes
 from nasdistill.distill.objective import Objective
 from nasdistill.distill.optim import averaged, build_optimizer, learning_rate, parameter_groups
 from nasdistill.distill.placement import available_precision, placed, shard
-from nasdistill.distill.stepping import EpochReport, Means, Progress, Supervised, not_finite
+from nasdistill.distill.stepping import EpochReport, Means, Progress, Supervised, batch_groups, not_finite
 from nasdistill.distill.teaching import Teaching, train_batches
 from nasdistill.errors import UsageError
 from nasdistill.files import content_hash
@@ -174,7 +174,7 @@ def train(
                 generator = torch_generator(seed, "losses", epoch, device=str(accelerator.device))
                 student.train()
                 run.objective.train()
-                for batches in _groups(train_batches(task, training, epoch, data_seed), training.accumulate):
+                for batches in batch_groups(train_batches(task, training, epoch, data_seed), training.accumulate):
                     if should_stop is not None and should_stop():
                         result.stopped = True
                         break
@@ -351,15 +351,3 @@ class _Run:
         if self.teacher is not None and not self.teacher.cacheable:
             kept |= {f"teacher{index}": member for index, member in enumerate(self.teacher.members)}
         return kept
-
-
-def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
-    """Yield lists of `size` batches; the last one may be shorter."""
-    group: list[Batch] = []
-    for batch in batches:
-        group.append(batch)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group

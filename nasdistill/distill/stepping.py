@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -131,3 +132,15 @@ def in_float(trace: Trace) -> Trace:
         for site, signal in trace.signals.items()
     }  # fmt: skip
     return Trace(signals, tuple(in_float(member) for member in trace.members), trace.weights)
+
+
+def batch_groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """Yield lists of `size` batches; the last one may be shorter."""
+    group: list[Batch] = []
+    for batch in batches:
+        group.append(batch)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group

@@ -49,7 +49,7 @@ class Teaching:
         self.sites: frozenset[Site] = frozenset()
         self._accelerator = accelerator
         self._training = training
-        self._tracer = _tracer(teacher, task)
+        self.tracer_of = tracer_of(teacher, task)
         self._cache = cache if training.teacher_cache and teacher.cacheable else None
         self._rows = shard_rows(task.size("train"), training.batch_size, accelerator)
         self._entry: EpochCache | None = None
@@ -70,7 +70,7 @@ class Teaching:
 
     def geometry(self, batch: Batch) -> ModelGeometry:
         """Return the geometry of the teacher's (main) model; after ``teacher.start``."""
-        geometry = self._tracer.plan(self.teacher.model, batch).geometry
+        geometry = self.tracer_of.plan(self.teacher.model, batch).geometry
         return replace(geometry, label=f"teacher {self.teacher.label}")
 
     @contextlib.contextmanager
@@ -93,7 +93,7 @@ class Teaching:
 
         def compute() -> Trace:
             with torch.no_grad(), self._accelerator.autocast():
-                return self.teacher.trace(batch, self.sites, step, self._tracer)
+                return self.teacher.trace(batch, self.sites, step, self.tracer_of)
 
         return settled(compute()) if self._entry is None else self._entry.trace(batch, compute)
 
@@ -155,7 +155,7 @@ def data_epoch(training: TrainingConfig, epoch: int) -> int:
     return epoch if training.distinct_epochs is None else epoch % training.distinct_epochs
 
 
-def _tracer(teacher: TeacherSession, task: Task) -> ModelTracer:
+def tracer_of(teacher: TeacherSession, task: Task) -> ModelTracer:
     """Return the tracer of this pair; it keeps the plan of the teacher's model, which a search needs many times."""
     known = _TRACERS.get(teacher)
     if known is None or known[0] is not task:

@@ -29,8 +29,8 @@ from toys_distill import (
 )
 
 from nasdistill.distill import evaluate, train
-from nasdistill.distill.engine import _groups
 from nasdistill.distill.optim import learning_rate, parameter_groups
+from nasdistill.distill.stepping import batch_groups
 from nasdistill.errors import DataError, TrialFailure, UsageError
 from nasdistill.interfaces import TeacherSession
 from nasdistill.seeds import seeded
@@ -148,7 +148,7 @@ def test_accumulation_equals_a_bigger_batch():
 
 
 def test_groups_flush_the_rest():
-    assert [len(group) for group in _groups(range(10), 4)] == [4, 4, 2]
+    assert [len(group) for group in batch_groups(range(10), 4)] == [4, 4, 2]
 
 
 def test_gradient_clipping_bounds_the_step():
