@@ -30,4 +30,14 @@ def nasdistill_search_spaces() -> list[SearchSpaceSpec]:
             left_out="The cell space and the plain-net space of the same paper.",
             tags=SpaceTags(family="vision", inherits=True),
         ),
+        SearchSpaceSpec(
+            "decoder",
+            "nasdistill_spaces.decoder:Decoder",
+            "Causal language models cut from GPT-2, Llama, Qwen2 or Mistral: layers, width, heads or groups, neurons",
+            options="nasdistill_spaces.decoder:DecoderOptions",
+            references=("arXiv:2407.14679", "arXiv:2403.03853", "arXiv:2302.13971", "arXiv:2305.13245"),
+            partly=("arXiv:2403.03853", "arXiv:2302.13971"),
+            left_out="Tensor and pipeline parallel training; other decoders' parts (mixtures of experts, ALiBi, soft caps).",
+            tags=SpaceTags(family="decoder", inherits=True),
+        ),
     ]
