@@ -19,6 +19,40 @@ def nasdistill_losses() -> list[LossSpec]:
             tags=LossTags(level="logit", same_classes=True),
         ),
         LossSpec(
+            "logit_kl",
+            "nasdistill_losses.logit_kl:LogitKL",
+            "KL of the answers, all real positions of the batch alike, without T^2; for language models",
+            options="nasdistill_losses.logit_kl:LogitKLOptions",
+            references=("arXiv:2407.14679", "arXiv:2109.11105"),
+            tags=LossTags(level="logit", same_classes=True),
+        ),
+        LossSpec(
+            "logit_mse",
+            "nasdistill_losses.logit_mse:LogitMSE",
+            "squared distance of logits",
+            options="nasdistill_losses.logit_mse:LogitMSEOptions",
+            references=("arXiv:1312.6184", "arXiv:2109.11105"),
+            tags=LossTags(level="logit", same_classes=True),
+        ),
+        LossSpec(
+            "embedding",
+            "nasdistill_losses.embedding:Embedding",
+            "sentence embeddings and the like: the vectors, and their similarities within the batch; any widths",
+            options="nasdistill_losses.embedding:EmbeddingOptions",
+            references=("arXiv:2004.09813",),
+            tags=LossTags(level="logit", owns_parameters=True),
+        ),
+        LossSpec(
+            "distilbert",
+            "nasdistill_losses.distilbert:DistilBERT",
+            "soft targets at all tokens, labels at masked ones, and the direction of the last hidden states",
+            options="nasdistill_losses.distilbert:DistilBERTOptions",
+            references=("arXiv:1910.01108", "arXiv:2311.13657"),
+            tags=LossTags(
+                level="feature", needs_labels=True, owns_parameters=True, same_classes=True, zero_at_identity=False
+            ),
+        ),
+        LossSpec(
             "hidden",
             "nasdistill_losses.hidden:HiddenStates",
             "hidden states or stage maps of paired layers, by mean squared error or cosine, with a learned projector",
@@ -26,6 +60,31 @@ def nasdistill_losses() -> list[LossSpec]:
             references=("arXiv:1412.6550", "arXiv:1909.10351"),
             tags=LossTags(level="feature", owns_parameters=True),
         ),
+        LossSpec(
+            "hidden_cos",
+            "nasdistill_losses.hidden_cos:HiddenCosine",
+            "direction of hidden states token by token, with one linear map for all pairs of layers",
+            options="nasdistill_losses.hidden_cos:HiddenCosineOptions",
+            references=("arXiv:2407.14679", "arXiv:2109.11105"),
+            tags=LossTags(level="feature", owns_parameters=True),
+        ),
+        LossSpec(
+            "hidden_ce",
+            "nasdistill_losses.hidden_ce:HiddenCrossEntropy",
+            "hidden states as distributions over channels, by cross-entropy",
+            options="nasdistill_losses.hidden_ce:HiddenCrossEntropyOptions",
+            references=("arXiv:2109.11105",),
+            tags=LossTags(level="feature", owns_parameters=True, zero_at_identity=False),
+        ),
+        LossSpec(
+            "pkd",
+            "nasdistill_losses.pkd:PatientDistillation",
+            "normalised vectors of the class token (or last token, or mean) of paired layers",
+            options="nasdistill_losses.pkd:PatientOptions",
+            references=("arXiv:1908.09355", "arXiv:2109.11105"),
+            tags=LossTags(level="feature", owns_parameters=True),
+        ),
+        *_bounds(),
         LossSpec(
             "minilm",
             "nasdistill_losses.minilm:MiniLM",
@@ -42,6 +101,14 @@ def nasdistill_losses() -> list[LossSpec]:
             options="nasdistill_losses.minilmv2:MiniLMv2Options",
             references=("arXiv:2012.15828",),
             tags=LossTags(level="relation"),
+        ),
+        LossSpec(
+            "qkv_relation",
+            "nasdistill_losses.qkv_relation:QKVRelation",
+            "relations of queries, keys and values of the last layer, in as many heads as the teacher has",
+            options="nasdistill_losses.qkv_relation:QKVRelationOptions",
+            references=("arXiv:2201.12507",),
+            tags=LossTags(level="attention"),
         ),
         LossSpec(
             "spatial_attention",
@@ -61,5 +128,45 @@ def nasdistill_losses() -> list[LossSpec]:
             partly=("arXiv:2303.15678",),
             tags=LossTags(level="relation"),
             left_out="DisWOT's semantic term, on the gradients of the classifier, as a distiller",
+        ),
+    ]
+
+
+def _bounds() -> list[LossSpec]:
+    """The bounds of mutual information, which share a file."""
+    tags = LossTags(level="feature", owns_parameters=True, zero_at_identity=False)
+    critic = "nasdistill_losses.mi_alpha:CriticOptions"
+    return [
+        LossSpec(
+            "mi_alpha",
+            "nasdistill_losses.mi_alpha:MutualInformation",
+            "a bound of the mutual information of paired layers, between InfoNCE and TUBA, with learned critics",
+            options="nasdistill_losses.mi_alpha:MutualInformationOptions",
+            references=("arXiv:2109.11105", "arXiv:1905.06922"),
+            tags=tags,
+        ),
+        LossSpec(
+            "infonce",
+            "nasdistill_losses.mi_alpha:InfoNCE",
+            "mutual information by InfoNCE: steady, never above log(K - 1) for K samples",
+            options=critic,
+            references=("arXiv:1807.03748", "arXiv:2109.11105"),
+            tags=tags,
+        ),
+        LossSpec(
+            "tuba",
+            "nasdistill_losses.mi_alpha:TUBA",
+            "mutual information by TUBA: unbounded, with a learned baseline and much variance",
+            options=critic,
+            references=("arXiv:1905.06922", "arXiv:2109.11105"),
+            tags=tags,
+        ),
+        LossSpec(
+            "nwj",
+            "nasdistill_losses.mi_alpha:NWJ",
+            "mutual information by Nguyen, Wainwright and Jordan's bound: TUBA with the baseline 1",
+            options=critic,
+            references=("arXiv:0809.0853", "arXiv:1905.06922", "arXiv:2109.11105"),
+            tags=tags,
         ),
     ]

@@ -25,10 +25,11 @@ class PairOptions(ComponentOptions):
         "(else an even spread) for stage maps, and the last of each where one side has blocks and the other stage "
         "maps; `last` the last of each; a list gives [student, teacher] pairs, negative counting from the end.",
     )
-    student_signal: Literal["auto", "hidden", "features"] = Field(
-        "auto", description="Signal of the student: block outputs, stage maps, or what it has (blocks first)."
-    )
-    teacher_signal: Literal["auto", "hidden", "features"] = Field(
+    student_signal: Literal["auto", "hidden", "norm", "features"] = Field(
+        "auto", description="Signal of the student: block outputs, outputs of each block's first norm, stage maps, or "
+        "what it has (blocks first).",
+    )  # fmt: skip
+    teacher_signal: Literal["auto", "hidden", "norm", "features"] = Field(
         "auto", description="Signal of the teacher, likewise."
     )
 
@@ -48,13 +49,12 @@ def choose_pairs(
     Raises:
         MismatchError: a model has no such signal.
     """
-    ours = _signal(options.student_signal, student, name)
-    theirs = _signal(options.teacher_signal, teacher, name)
+    ours, theirs = choose_signals(options, student, teacher, name)
     counts = student.count(ours), teacher.count(theirs)
-    if options.layers == "last" or (options.layers == "map" and ours != theirs):
+    if options.layers == "last" or (options.layers == "map" and _kind(ours) != _kind(theirs)):
         numbers = [(-1, -1)]
     elif options.layers == "map":
-        known = dict(layer_map) if ours == "hidden" else _by_resolution(student, teacher)
+        known = dict(layer_map) if _kind(ours) == "block" else _by_resolution(student, teacher)
         numbers = sorted((known or even_layer_map(*counts)).items())
     else:
         numbers = list(options.layers)
@@ -64,6 +64,11 @@ def choose_pairs(
         (resolve(student, Site(ours, i), name, "student"), resolve(teacher, Site(theirs, j), name, "teacher"))
         for i, j in numbers
     ]
+
+
+def choose_signals(options: PairOptions, student: ModelGeometry, teacher: ModelGeometry, name: str) -> tuple[str, str]:
+    """Return the names of the sites that are compared. Raises MismatchError where a model has nothing to compare."""
+    return _signal(options.student_signal, student, name), _signal(options.teacher_signal, teacher, name)
 
 
 def resolve(geometry: ModelGeometry, site: Site, name: str, side: str) -> Site:
@@ -92,6 +97,10 @@ def _signal(choice: str, geometry: ModelGeometry, name: str) -> str:
         if geometry.count(signal):
             return signal
     raise MismatchError(f"{name}: {geometry.label} has neither blocks nor stage maps to compare")
+
+
+def _kind(signal: str) -> str:
+    return "map" if signal == "features" else "block"
 
 
 def _by_resolution(student: ModelGeometry, teacher: ModelGeometry) -> dict[int, int]:

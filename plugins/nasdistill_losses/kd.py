@@ -17,24 +17,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from nasdistill.errors import MismatchError
-from nasdistill.interfaces import (
-    Batch,
-    DistillationLoss,
-    Example,
-    ModelGeometry,
-    Signal,
-    Site,
-    SiteNeeds,
-    StepInfo,
-    Terms,
-    Trace,
-)
+from nasdistill.interfaces import Batch, DistillationLoss, Example, ModelGeometry, SiteNeeds, StepInfo, Terms, Trace
 from nasdistill.spec.options import ComponentOptions, searchable
-from nasdistill_losses._pairs import resolve, shapes_text
+from nasdistill_losses._logits import LOGITS, check_outputs, classes_last
 from nasdistill_losses._tokens import both_valid, sample_mean
-
-LOGITS = Site("logits")
 
 
 class KnowledgeDistillationOptions(ComponentOptions):
@@ -73,12 +59,7 @@ class KnowledgeDistillation(DistillationLoss):
         Raises:
             MismatchError: different numbers of classes or positions.
         """
-        ours, theirs = resolve(student, LOGITS, "kd", "student"), resolve(teacher, LOGITS, "kd", "teacher")
-        if student[ours].shape != teacher[theirs].shape:
-            raise MismatchError(
-                f"kd needs the same outputs: {shapes_text(student, ours, teacher, theirs)}",
-                hint="Use a teacher of the same classes, or a loss on features (`hidden`, `relation`).",
-            )
+        check_outputs(student, teacher, "kd")
 
     def sites(self) -> SiteNeeds:
         """Both models' logits."""
@@ -88,8 +69,4 @@ class KnowledgeDistillation(DistillationLoss):
         """Return ``{"kd": loss}``."""
         ours, theirs = student.signal(LOGITS), teacher.signal(LOGITS)
         valid = both_valid(ours.valid, theirs.valid)
-        return {"kd": kd_loss(_classes_last(ours), _classes_last(theirs), self.options.temperature, valid)}
-
-
-def _classes_last(signal: Signal) -> Tensor:
-    return signal.tensor.movedim(1, -1).flatten(1, 2) if signal.layout == "map" else signal.tensor
+        return {"kd": kd_loss(classes_last(ours), classes_last(theirs), self.options.temperature, valid)}

@@ -17,7 +17,11 @@ def geometry(model, label):
 
 def test_every_bundled_loss_is_here(host):
     names = {record.name for record in host.specs(Kind.LOSS)}
-    assert names == {"kd", "hidden", "minilm", "minilmv2", "spatial_attention", "relation"}
+    assert names == {
+        "kd", "logit_kl", "logit_mse", "embedding", "distilbert",
+        "hidden", "hidden_cos", "hidden_ce", "pkd", "mi_alpha", "infonce", "tuba", "nwj",
+        "minilm", "minilmv2", "qkv_relation", "spatial_attention", "relation",
+    }  # fmt: skip
 
 
 def test_the_projectors_of_hidden(host):

@@ -108,6 +108,10 @@ PAIRS: dict[str, Pair] = {
         _text("text"),
         _text("decoder", causal=True, per_token=True),
         Pair(
+            "embedding", lambda: Text(16, 2, 2, classes=16),
+            {"teacher": lambda: Text(24, 2, 3, classes=24), "even": lambda: Text(16, 2, 3, classes=16)}, text_batch,
+        ),
+        Pair(
             "conv", lambda: Conv((4, 6, 8)),
             {
                 "teacher": lambda: Conv((10, 12, 16)), "even": lambda: Conv((4, 6, 8)),
