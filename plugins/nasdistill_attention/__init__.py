@@ -30,6 +30,7 @@ TAGS: dict[str, AttentionTags] = {
         level="module", causal="strict", gqa=True, padding=True, bias=True, patterns=True, complexity="n^2",
         returns_map=True, decodes=True, owns_parameters=True,
     ),
+    "echoatt": AttentionTags(level="model", causal="strict", gqa=True, complexity="n^2"),
 }  # fmt: skip
 """What each variant can do; the core refuses the rest."""
 
@@ -88,5 +89,13 @@ def nasdistill_attention_variants() -> list[AttentionSpec]:
             options="nasdistill_attention.mla:MLAOptions",
             references=("arXiv:2503.11132",),
             tags=TAGS["mla"],
+        ),
+        AttentionSpec(
+            "echoatt",
+            "nasdistill_attention.echoatt:EchoAttention",
+            "Layers with similar attention share one map; followers lose their queries and keys",
+            options="nasdistill_attention.echoatt:EchoOptions",
+            references=("arXiv:2409.14595",),
+            tags=TAGS["echoatt"],
         ),
     ]

@@ -36,7 +36,7 @@ Source: "X-EcoMLA: Upcycling Pre-Trained Attention into MLA for Efficient and Ex
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -55,6 +55,7 @@ from nasdistill.interfaces import (
     ComponentFactory,
     Example,
     ModuleAttention,
+    RotaryEmbedding,
     refuse_undeclared,
     static_shape,
 )
@@ -222,13 +223,14 @@ class LatentAttention(ModuleAttention):
         *,
         scale: float,
         frequencies: npt.NDArray[np.float32] | None = None,
+        turned: float = 1.0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
         sizes = sizes_of(geometry, options, rotary=frequencies is not None)
         self.options, self.geometry, self.sizes, self.scale = options, geometry, sizes, scale
-        self.frequencies = frequencies
+        self.frequencies, self.turned = frequencies, turned
         make: Any = lambda i, o, bias=False: nn.Linear(i, o, bias=bias, dtype=dtype, device=device)  # noqa: E731
         heads, dim = geometry.heads, geometry.dim
         self.q_down = make(dim, sizes.q_rank)
@@ -257,18 +259,19 @@ class LatentAttention(ModuleAttention):
             ConfigError: a size of the options that the layer does not have.
         """
         chosen = parse_options(MLAOptions, options, where="mla")
-        table, interleaved = _rotary(view)
-        _check(view, chosen, table)
+        rotary = _rotary(view)
+        _check(view, chosen, rotary)
         geometry = view.geometry
         wide = torch.promote_types(view.w_q.dtype, torch.float32)
         with torch.no_grad():
             w_q, w_k, w_v = (w.detach().to(wide) for w in (view.w_q, view.w_k, view.w_v))
             kv = joint_decomposition(w_k, w_v, geometry.heads, geometry.kv_heads)
-            chosen = _resolved(view, chosen, kv[1], rotary=table is not None)
-            sizes = sizes_of(geometry, chosen, rotary=table is not None)
-            nope, rope, frequencies = _rows(geometry.head_dim, sizes, table, interleaved, chosen.rope_rows)
+            chosen = _resolved(view, chosen, kv[1], rotary=rotary is not None)
+            sizes = sizes_of(geometry, chosen, rotary=rotary is not None)
+            nope, rope, frequencies = _rows(geometry.head_dim, sizes, rotary, chosen.rope_rows)
             module = cls(
                 geometry, chosen, dtype=view.w_q.dtype, device=view.w_q.device, frequencies=frequencies,
+                turned=1.0 if rotary is None else rotary.scaling,
                 scale=view.scale * math.sqrt(geometry.head_dim / (sizes.nope + sizes.rope)),
             )  # fmt: skip
             if chosen.init == "svd":
@@ -325,8 +328,8 @@ class LatentAttention(ModuleAttention):
         q_nope, q_rope = q.split([sizes.nope, sizes.rope], dim=-1)
         if self.k_rope is not None:
             angle = self._angle(x, ctx, 0 if ctx.cache is None else ctx.cache.tokens)
-            key = rotate(self.k_rope(x), angle)
-            q_rope = rotate(q_rope, angle if angle.dim() == 2 else angle.unsqueeze(1))
+            key = rotate(self.k_rope(x), angle) * self.turned
+            q_rope = rotate(q_rope, angle if angle.dim() == 2 else angle.unsqueeze(1)) * self.turned
         if ctx.cache is not None:
             latent, key = ctx.cache.append(latent, key)
         if self._absorbs(n, static_shape(latent)[1]):
@@ -468,7 +471,7 @@ def _resolved(view: AttentionView, options: MLAOptions, singular: Tensor, *, rot
     )  # fmt: skip
 
 
-def _check(view: AttentionView, options: MLAOptions, table: npt.NDArray[np.float64] | None) -> None:
+def _check(view: AttentionView, options: MLAOptions, rotary: RotaryEmbedding | None) -> None:
     """Refuse what cannot be converted, naming the layer."""
     where = f" ({view.path})" if view.path else ""
     if view.cross:
@@ -477,33 +480,34 @@ def _check(view: AttentionView, options: MLAOptions, table: npt.NDArray[np.float
         raise MismatchError(
             f"mla does not support a norm of q and k per head{where}: a normed key is no linear map of a latent"
         )
-    if table is None and options.rope_dim:
+    if rotary is None and options.rope_dim:
         raise MismatchError(f"mla: rope_dim is {options.rope_dim}, and the layer has no rotary positions{where}")
-    if table is not None and options.rope_dim == 0:
+    if rotary is not None and options.rope_dim == 0:
         raise MismatchError(f"mla: with rope_dim 0 the layer's rotary positions would be lost{where}")
-    if table is not None and (options.rope_dim or 0) > 2 * len(table):
-        raise MismatchError(f"mla: rope_dim {options.rope_dim} is more than {2 * len(table)} rotary channels{where}")
+    if rotary is not None and (options.rope_dim or 0) > rotary.dim:
+        raise MismatchError(f"mla: rope_dim {options.rope_dim} is more than the {rotary.dim} rotary channels{where}")
 
 
-def _rotary(view: AttentionView) -> tuple[npt.NDArray[np.float64] | None, bool]:
-    """Return the layer's frequencies per pair, fastest first, and whether pairs are neighbours; None without rotary."""
-    if view.rotary is None:
-        return None, False
+def _rotary(view: AttentionView) -> RotaryEmbedding | None:
+    """Return the layer's rotary embedding, which must be a rule of positions."""
     found = view.rotary
-    if isinstance(found, Mapping) and "theta" in found:
-        channels = int(found.get("dim", view.geometry.head_dim)) // 2 * 2
-        exponents = np.arange(0, channels, 2, dtype=np.float64) / channels
-        return float(found["theta"]) ** -exponents, bool(found.get("interleaved", False))
-    raise MismatchError(f"mla: the rotary embedding of {view.path or 'this layer'} is of a kind it does not know")
+    if found is not None and not (isinstance(found, RotaryEmbedding) and found.inv_freq is not None):
+        where = f" of {view.path}" if view.path else ""
+        raise MismatchError(
+            f"mla does not support the rotary embedding{where}: its angles are no multiples of the position",
+            hint="Image models that turn by row and column are of this kind.",
+        )
+    return found
 
 
 def _rows(
-    head_dim: int, sizes: Sizes, table: npt.NDArray[np.float64] | None, interleaved: bool, which: str
+    head_dim: int, sizes: Sizes, rotary: RotaryEmbedding | None, which: str
 ) -> tuple[list[int], list[int], npt.NDArray[np.float32] | None]:
-    """Return which rows of a head become position-free, which rotary (first of all pairs first), and frequencies."""
-    if table is None or not sizes.rope:
+    """Return which rows of a head become position-free, which rotary (first halves of pairs first), and frequencies."""
+    if rotary is None or rotary.inv_freq is None or not sizes.rope:
         return list(range(sizes.nope)), [], None
-    pairs, kept = len(table), sizes.rope // 2
+    table = rotary.inv_freq.detach().double().cpu().numpy()
+    pairs, kept, interleaved = len(table), sizes.rope // 2, rotary.style == "interleaved"
     if which == "last":
         rope = list(range(2 * pairs - sizes.rope, 2 * pairs))
         if interleaved:
