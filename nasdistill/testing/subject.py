@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 from nasdistill.host import ComponentRecord, Host, PluginRecord
@@ -75,6 +79,25 @@ class Subject:
     def context(self, name: str, default: Any = None) -> Any:
         """Return what the example says of the component's surroundings (a teacher's ``locator``, a space's ``io``)."""
         return self.example.context.get(name, default)
+
+    def made(self, name: str) -> Any:
+        """Return what the example says of the surroundings, made where it is a function.
+
+        Such a function is given the example's own folder, once, and writes there what no package brings (a small saved
+        model, a file of texts); the folder goes with the subject.
+        """
+        value = self.context(name)
+        return self.once(f"made {name}", lambda: value(self.folder())) if callable(value) else value
+
+    def folder(self) -> Path:
+        """Return the folder of what the example's functions write."""
+
+        def make() -> Path:
+            folder = Path(tempfile.mkdtemp(prefix="nasdistill-example-"))
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            return folder
+
+        return self.once("folder", make)
 
     @contextlib.contextmanager
     def seeded(self) -> Iterator[None]:

@@ -19,6 +19,14 @@ def nasdistill_teachers() -> list[TeacherSpec]:
             tags=TeacherTags(locator="name of a bundled teacher"),
         ),
         TeacherSpec(
+            "hf",
+            "nasdistill_teachers.hf_model:HfTeacher",
+            "A saved transformers model, with the head that the task asks for: `hf:./my-bert`.",
+            options="nasdistill_teachers.hf_model:HfOptions",
+            references=("arXiv:1910.03771",),
+            tags=TeacherTags(locator="folder or name of a transformers model"),
+        ),
+        TeacherSpec(
             "timm",
             "nasdistill_teachers.timm_model:TimmTeacher",
             "Any timm classification model, with local, pretrained or random weights: `timm:resnet18`.",

@@ -30,10 +30,10 @@ from nasdistill.testing.subject import Subject
 from nasdistill.trace import make_tracer
 
 CONTEXT = {
-    "locator": "what to open; the first of `locators`, or nothing, unless given",
+    "locator": "what to open, or a function that writes it into a folder; else the first of `locators`, or nothing",
     "task": "name of the task; a small one on digits, of the kit, unless given",
-    "task_options": "its options",
-    "other_locator": "a locator of a teacher with other weights, whose fingerprint must be another one",
+    "task_options": "its options, or a function of a folder that returns them",
+    "other_locator": "a locator of a teacher with other weights (or a function), whose fingerprint must be another one",
     "other_options": "options of a teacher with other weights, whose fingerprint must be another one",
 }
 """What an example's context may name."""
@@ -59,7 +59,7 @@ def task_for(subject: Subject) -> Task:
 
 def locator_of(subject: Subject) -> str:
     """Return what the example opens."""
-    given = subject.context("locator")
+    given = subject.made("locator")
     known = () if given is not None else subject.load().locators()
     return str(given) if given is not None else str(known[0]) if known else ""
 
@@ -166,7 +166,7 @@ def opens_the_same_again(subject: Subject) -> None:
 @check(Kind.TEACHER, hint="Hash the weights (nasdistill.weights.model_hash), not the name.")
 def other_weights_other_fingerprint(subject: Subject) -> None:
     """A teacher with other weights has another fingerprint."""
-    options, locator = subject.context("other_options"), subject.context("other_locator")
+    options, locator = subject.context("other_options"), subject.made("other_locator")
     if options is None and locator is None:
         skip("no example's context names `other_options` or `other_locator`, which give other weights")
     merged = None if options is None else {**subject.example.options, **options}

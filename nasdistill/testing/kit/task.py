@@ -144,7 +144,7 @@ def example_task(subject: Subject, **options: Any) -> Task:
 
     The context's ``task_options`` go to either.
     """
-    name, own = subject.context("task"), dict(subject.context("task_options") or {})
+    name, own = subject.context("task"), dict(subject.made("task_options") or {})
     if name is None:
         return tiny_task(**{**options, **own})
     task: Task = subject.host.create(Kind.TASK, name, own)
