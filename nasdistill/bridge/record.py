@@ -164,7 +164,7 @@ class ForwardRecord:
         if self.stack and not any(isinstance(f.module, AttentionCore) for f in self.stack):
             self._note(call, core=False)
 
-    def _note(self, call: AttentionCall | None, core: bool) -> None:
+    def _note(self, call: AttentionCall | None, core: bool) -> CallRecord:
         frame = self.stack[-1]
         stack = tuple(f.key for f in self.stack)
         if call is None:
@@ -193,6 +193,7 @@ class ForwardRecord:
         frame.calls += 1
         for old in self.calls[:-3]:
             old.merged = None  # the projection of a call follows soon; keeping every context would cost memory
+        return self.calls[-1]
 
     def _match(self, done: ModuleCall, given: Tensor) -> None:
         """Note the linear as output projection of a recent call when its input is that call's context."""

@@ -69,24 +69,35 @@ class Tap:
 
 @dataclass(slots=True)
 class Survey:
-    """What a dry run found: site -> where to capture it, and the number of blocks and stages."""
+    """What a dry run found.
+
+    Attributes:
+        taps: site -> where to capture it.
+        layers: number of blocks.
+        stages: number of stage maps.
+        calls: for each block its attention calls, in order.
+    """
 
     taps: dict[Site, Tap] = field(default_factory=dict)
     layers: int = 0
     stages: int = 0
+    calls: list[list[CallRecord]] = field(default_factory=list)
 
 
-def survey(model: nn.Module, run: Callable[[nn.Module], Any]) -> tuple[Survey, Any]:
+def survey(
+    model: nn.Module, run: Callable[[nn.Module], Any], recorder: ForwardRecord | None = None
+) -> tuple[Survey, Any]:
     """Run `model` once under full observation.
 
     Args:
         model: in the mode in which it is to be observed.
         run: one forward on a tiny real batch, through the model's ``__call__``.
+        recorder: of this model, when more than usual is to be recorded.
 
     Returns:
         What was found, and what `run` returned.
     """
-    recorder = ForwardRecord(model)
+    recorder = recorder or ForwardRecord(model)
     with recorder.watching():
         output = run(model)
     return _Analysis(model, recorder, first_tensor(output)).survey(), output
@@ -120,6 +131,7 @@ class _Analysis:
             whole = self._block(call) is not None
             self._layer(found, layer, call, self.by_key.get(key) if whole else None, maps)
         found.layers = len(blocks)
+        found.calls = list(blocks.values())
         for stage, done in enumerate(self._stages(maps)):
             found.taps[Site("features", stage)] = Tap(*done.key, "output", "map")
             found.stages = stage + 1
