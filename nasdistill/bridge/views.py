@@ -308,9 +308,9 @@ class _Reader:
         norm = self._normed(wanted, groups)
         if norm is not None:
             return norm
-        turned = self._search(lambda products: turned(wanted, products, self.tolerance))
-        if turned is not None:
-            return _Origin(turned[0], rotary=turned[1])
+        rotated = self._search(lambda products: turned(wanted, products, self.tolerance))
+        if rotated is not None:
+            return _Origin(rotated[0], rotary=rotated[1])
         self._refuse(name, x)
 
     def _normed(self, wanted: Tensor, groups: int) -> _Origin | None:
