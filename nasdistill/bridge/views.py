@@ -37,6 +37,7 @@ from nasdistill.bridge.matching import (
     rotation,
     rows_of,
     tolerance_of,
+    turned,
     with_frequencies,
 )
 from nasdistill.bridge.record import CallRecord
