@@ -1,0 +1,392 @@
+"""What `encoder` and `bert_free` share: from the sizes of the layers to network, cost, weights and stock models."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+from torch import nn
+
+from nasdistill.errors import ArchitectureError, MismatchError, UnknownComponentError
+from nasdistill.interfaces import (
+    AttentionCore,
+    AttentionGeometry,
+    Batch,
+    InheritReport,
+    ModelGeometry,
+    ModelingSource,
+    SearchSpace,
+    StockModel,
+    SubSpace,
+    TeacherInfo,
+)
+from nasdistill.spec.architecture import Architecture, Axis, Value
+from nasdistill.spec.component import Kind
+from nasdistill.spec.io import Cost, IOSpec
+from nasdistill.spec.options import ComponentOptions
+from nasdistill_spaces.encoder.model import EncoderNet, EncoderShape, LayerShape
+from nasdistill_spaces.encoder.sizes import TeacherSizes, read_sizes, source_layers, unique
+from nasdistill_spaces.encoder.standalone import PER_LAYER, encoder
+from nasdistill_spaces.encoder.stock import stock_model
+from nasdistill_spaces.encoder.superlm import SuperLm
+from nasdistill_spaces.encoder.weights import inherit_weights, rank, read_source
+from nasdistill_spaces.images import unique_sorted
+from nasdistill_spaces.plan import Plan
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+Count = Annotated[int, Field(ge=1, le=1 << 20)]
+Choices = tuple[Count, ...]
+HEADS = ("classes", "embedding", "masked_lm")
+
+
+class EncoderSpaceOptions(ComponentOptions):
+    """What both spaces may be told."""
+
+    teacher: TeacherSizes = Field(
+        default_factory=TeacherSizes, description="Sizes of the network students are cut from; read from the teacher."
+    )
+    layers: Choices | None = Field(None, min_length=1, description="Choices of layers, instead of the usual ones.")
+    hidden: Choices | None = Field(None, min_length=1, description="Choices of the width H, likewise.")
+    heads: Choices | None = Field(None, min_length=1, description="Choices of heads, likewise.")
+    attention: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        ("softmax",), min_length=1, description="Attention variants."
+    )
+    attention_options: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="Options of the variants, by the name used in `attention`."
+    )
+    ranking: Literal["none", "importance"] = Field(
+        "none", description="Keep the first channels, heads and neurons of the teacher, or the most important ones."
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout while training, after embeddings, attention and MLP.")
+
+    @field_validator("layers", "hidden", "heads")
+    @classmethod
+    def _sorted(cls, value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        return None if value is None else unique_sorted(value)
+
+    @field_validator("attention")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("the same variant twice")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EncoderSpaceOptions:
+        unknown = sorted(set(self.attention_options) - set(self.attention))
+        if unknown:
+            raise ValueError(f"attention_options for {', '.join(unknown)}, which `attention` does not list")
+        for name in ("layers", "hidden", "heads"):
+            given, most = getattr(self, name), getattr(self.teacher, name)
+            if given and given[-1] > most:
+                raise ValueError(f"{name} = {given[-1]} is more than the teacher's {most}")
+        return self
+
+
+class EncoderSpace(SearchSpace):
+    """Students cut from a BERT-like teacher; a subclass says which axes there are and how they size the layers."""
+
+    options: Any
+
+    @classmethod
+    def adapted(cls, options: Mapping[str, Any], teacher: TeacherInfo) -> dict[str, Any]:
+        """Return ``teacher``: the sizes of its network; nothing for teachers that say nothing.
+
+        Raises:
+            MismatchError: not of a known family; what is missing is named.
+        """
+        if "teacher" in options or (not teacher.library and not teacher.model):
+            return {}
+        return {"teacher": read_sizes(teacher, cls.__name__)}
+
+    @abstractmethod
+    def _layers(self, arch: Architecture) -> tuple[LayerShape, ...]:
+        """Return the sizes of the active layers."""
+
+    @abstractmethod
+    def _choices(self, subspace: SubSpace | None) -> Mapping[str, tuple[Value, ...]]:
+        """Return each axis' choices within a sub-space."""
+
+    @abstractmethod
+    def _largest(self, choices: Mapping[str, tuple[Value, ...]]) -> tuple[int, list[LayerShape]]:
+        """Return the largest width, and for each teacher layer the largest sizes of what is cut from it."""
+
+    def accepts(self, io: IOSpec) -> str | None:
+        """Return why `io` is no text that these networks can serve, or None."""
+        if io.kind != "tokens" or len(io.shape) != 1:
+            return f"it needs token ids of shape (N,), not {io.kind} of shape {io.shape}"
+        if io.head not in HEADS:
+            return f"its networks answer with {', '.join(HEADS)}, not {io.head}"
+        if not io.vocabulary or io.vocabulary < 1:
+            return f"it needs to know the number of token ids, which the task does not say: {io.vocabulary}"
+        limit = self._shape_of(0, (), io).max_length
+        if not 1 <= io.shape[0] <= limit:
+            return f"inputs of shape {io.shape} do not fit a position table for 1 to {limit} tokens"
+        if io.head == "classes" and io.outputs < 1:
+            return "it needs at least one class"
+        if io.head == "masked_lm" and io.outputs != io.vocabulary:
+            return f"a masked language model gives {io.vocabulary} logits for {io.vocabulary} ids, not {io.outputs}"
+        return None
+
+    def reference(self) -> Architecture:
+        """Return the largest point with the first variant: a teacher for the others."""
+        return self.default()
+
+    def depth(self, arch: Architecture) -> int:
+        """Return the number of layers."""
+        return int(arch.params["layers"])
+
+    def layer_map(self, arch: Architecture, teacher: ModelGeometry) -> dict[int, int]:
+        """Return for each layer the teacher's layer that its weights came from, the last on the last."""
+        depth = self.depth(arch)
+        if depth < 1 or teacher.layers < 1:
+            return {}
+        return {**dict(enumerate(source_layers(depth, teacher.layers))), depth - 1: teacher.layers - 1}
+
+    # ---- networks -------------------------------------------------------------------------------------------------
+
+    def build(self, arch: Architecture, io: IOSpec) -> nn.Module:
+        """Return an :class:`EncoderNet`; see :class:`SearchSpace`."""
+        self._require(arch, io)
+        return self._net(self._shape(arch, io))
+
+    def modeling_source(self, arch: Architecture, io: IOSpec) -> ModelingSource:
+        """Return :func:`encoder` of :mod:`nasdistill_spaces.encoder.standalone` with its arguments."""
+        self._require(arch, io)
+        shape = self._shape(arch, io)
+        config = {key: value for key, value in asdict(shape).items() if key != "layers"}
+        config |= {key: [getattr(layer, key) for layer in shape.layers] for key in PER_LAYER}
+        config["attention_options"] = [
+            core.options.model_dump(mode="json") for core in (self._core(shape, layer) for layer in shape.layers)
+        ]
+        names = unique(layer.attention for layer in shape.layers)
+        return ModelingSource(encoder, config, {name: self._core_class(name) for name in names})
+
+    def stock_model(self, arch: Architecture, io: IOSpec) -> StockModel | None:
+        """Return the class of transformers where one has this shape: equal layers, softmax, heads that fill the
+        width.
+        """
+        self._require(arch, io)
+        return stock_model(self._shape(arch, io), self.options.teacher)
+
+    def inherit(
+        self, student: nn.Module, arch: Architecture, teacher: nn.Module, *, calibration: Sequence[Batch] = ()
+    ) -> InheritReport | None:
+        """Slice the weights of a BERT-like teacher into `student`; see :mod:`nasdistill_spaces.encoder.weights`.
+
+        Args:
+            student: a network of this space.
+            arch: its architecture.
+            teacher: a model of transformers, something that holds one, or a network of this module.
+            calibration: for ``ranking = "importance"``: ranks by activations rather than by weights.
+
+        Returns:
+            None when the teacher has another structure.
+        """
+        if not isinstance(student, EncoderNet):
+            return None
+        source = read_source(teacher, student.shape.head)
+        if source is None:
+            return None
+        order = None
+        if self.options.ranking == "importance":
+            order = rank(source, student.shape.head_dim, teacher, calibration)
+        return inherit_weights(student, source, source_layers(len(student.shape.layers), source.depth), order)
+
+    def supernet(self, io: IOSpec, teacher: nn.Module | None = None, *, subspace: SubSpace | None = None) -> SuperLm:
+        """Return shared weights for the whole space or a sub-space, as large as its largest member in every tensor.
+
+        With ``ranking = "importance"`` channels, heads and neurons are ordered once, by the teacher's weights, the most
+        important first. Without a teacher the weights are fresh.
+
+        Raises:
+            MismatchError: the teacher is not the one that the options describe.
+            ArchitectureError: a variant has tensors of its own, or `io` does not fit.
+        """
+        choices = self._choices(subspace)
+        first = self.architecture({name: values[-1] for name, values in choices.items()})
+        self._require(first, io)
+        hidden, layers = self._largest(choices)
+        used = unique(
+            source
+            for depth in choices["layers"]
+            for source in source_layers(int(depth), self.options.teacher.layers)
+        )  # fmt: skip
+        shared = self._net(self._shape_of(hidden, tuple(layers[index] for index in used), io))
+        if teacher is not None:
+            self._start(shared, used, teacher)
+
+        def build(arch: Architecture) -> EncoderNet:
+            self.check(arch)
+            return self._net(self._shape(arch, io))
+
+        def sources(arch: Architecture) -> tuple[int, ...]:
+            return source_layers(self.depth(arch), self.options.teacher.layers)
+
+        return SuperLm(shared, used, build, sources, first)
+
+    def _start(self, shared: EncoderNet, used: Sequence[int], teacher: nn.Module) -> None:
+        """Copy the teacher's weights into a supernet's."""
+        source = read_source(teacher, shared.shape.head)
+        expected = self.options.teacher.layers
+        if source is None or source.depth != expected:
+            found = "no BERT-like encoder" if source is None else f"{source.depth} layers"
+            raise MismatchError(
+                f"space {self.id} is made for a teacher of {expected} layers; "
+                f"this {type(teacher).__name__} has {found}",
+                hint="Give the sizes in the space's option `teacher`, or leave them to be read from the teacher.",
+            )
+        order = rank(source, shared.shape.head_dim, teacher) if self.options.ranking == "importance" else None
+        inherit_weights(shared, source, used, order, nested=True)
+
+    def _net(self, shape: EncoderShape) -> EncoderNet:
+        return EncoderNet(shape, [self._core(shape, layer) for layer in shape.layers])
+
+    def _shape(self, arch: Architecture, io: IOSpec) -> EncoderShape:
+        return self._shape_of(int(arch.params["hidden"]), self._layers(arch), io)
+
+    def _shape_of(self, hidden: int, layers: tuple[LayerShape, ...], io: IOSpec) -> EncoderShape:
+        """Return all sizes of a network; what no axis says is the teacher's."""
+        sizes: TeacherSizes = self.options.teacher
+        return EncoderShape(
+            family=sizes.family, vocabulary=io.vocabulary or 0, hidden=hidden, head_dim=sizes.head_dim, layers=layers,
+            embedding=sizes.embedding if sizes.projected else hidden, projected=sizes.projected,
+            positions=sizes.positions, token_types=sizes.token_types, padding_id=sizes.padding_id,
+            activation=sizes.activation, eps=sizes.eps, dropout=self.options.dropout, head=io.head, outputs=io.outputs,
+            tied=sizes.tied,
+        )  # fmt: skip
+
+    def _require(self, arch: Architecture, io: IOSpec) -> None:
+        self.check(arch)
+        reason = self.accepts(io)
+        if reason:
+            raise ArchitectureError(f"{self.id} cannot be built for {io}: {reason}")
+
+    def _core(self, shape: EncoderShape, layer: LayerShape) -> AttentionCore:
+        """Return a fresh core for one layer."""
+        self._core_class(layer.attention)
+        geometry = AttentionGeometry(dim=shape.hidden, heads=layer.heads, head_dim=shape.head_dim)
+        options = self.options.attention_options.get(layer.attention)
+        core: AttentionCore = self.host.create(Kind.ATTENTION, layer.attention, options, geometry=geometry)
+        return core
+
+    def _core_class(self, name: str) -> type[AttentionCore]:
+        """Return a variant's class.
+
+        Raises:
+            ArchitectureError: unknown, or not a variant that can stand in an encoder's layer.
+        """
+        try:
+            tags = self.host.tags(Kind.ATTENTION, name)
+        except UnknownComponentError as error:
+            raise ArchitectureError(f"{self.id}: {error.message}", hint=error.hint) from error
+        reasons = [f"it is of level {tags.level!r}"] if tags.level != "core" else []
+        reasons += [] if tags.bidirectional else ["it works with a causal mask only"]
+        reasons += [] if tags.padding else ["it does not take padding"]
+        if reasons:
+            raise ArchitectureError(
+                f"{self.id}: attention variant {name!r} cannot stand in an encoder: {', '.join(reasons)}",
+                hint="nasdistill plugins list --kind attention names all variants; choose some of level 'core'.",
+            )
+        found: type[AttentionCore] = self.host.load(Kind.ATTENTION, name)
+        return found
+
+    # ---- cost -----------------------------------------------------------------------------------------------------
+
+    def cost(self, arch: Architecture, io: IOSpec) -> Cost:
+        """Return the sum over the layers of :meth:`graph`, for an input of the reference length."""
+        return self.plan(arch, io).cost()
+
+    def graph(self, arch: Architecture, io: IOSpec) -> nx.DiGraph:
+        """Return one node per layer, named as the module it stands for."""
+        return self.plan(arch, io).graph()
+
+    def plan(self, arch: Architecture, io: IOSpec) -> Plan:
+        """Return the network layer by layer.
+
+        Raises:
+            ArchitectureError: not a point of this space, or impossible for `io`.
+        """
+        self._require(arch, io)
+        shape, n = self._shape(arch, io), io.shape[0]
+        plan, width = Plan(io.shape), shape.embedding
+
+        def table(name: str, rows: int, after: str) -> str:
+            label = f"{rows} x {width}"
+            cost = Cost(rows * width, 0)
+            return plan.add(f"embeddings.{name}", "embedding", (n, width), cost, after=after, label=label)
+
+        parts = [table("word_embeddings", shape.vocabulary, "input")]
+        if shape.token_types:
+            parts.append(table("token_type_embeddings", shape.token_types, "input"))
+        parts.append(table("position_embeddings", shape.positions, "input"))
+        plan.add("embeddings.add", "add", (n, width), after=tuple(parts))
+        plan.add("embeddings.LayerNorm", "norm", (n, width), Cost.norm(width), label="layer norm")
+        if shape.projected:
+            self._linear(plan, "embeddings_project", n, width, shape.hidden)
+        for index, layer in enumerate(shape.layers):
+            self._plan_layer(plan, f"encoder.layer.{index}", shape, layer, n)
+        self._plan_head(plan, shape, n)
+        return plan
+
+    @staticmethod
+    def _linear(plan: Plan, name: str, tokens: int, inputs: int, outputs: int, after: str | None = None) -> str:
+        cost = Cost.linear(inputs, outputs, tokens=tokens)
+        form = (tokens, outputs) if tokens > 1 else (outputs,)
+        return plan.add(name, "linear", form, cost, after=after, label=f"linear, {outputs}")
+
+    def _plan_layer(self, plan: Plan, name: str, shape: EncoderShape, layer: LayerShape, n: int) -> None:
+        """Append one layer; its two branches leave from, and return to, the residual stream."""
+        hidden, inner, stream = shape.hidden, layer.heads * shape.head_dim, plan.last
+        geometry = AttentionGeometry(dim=hidden, heads=layer.heads, head_dim=shape.head_dim)
+        core = self._core_class(layer.attention).cost(
+            geometry, n, n, self.options.attention_options.get(layer.attention)
+        )
+        projections = [
+            self._linear(plan, f"{name}.attention.self.{part}", n, hidden, inner, stream)
+            for part in ("query", "key", "value")
+        ]
+        label = f"{layer.attention}, {layer.heads} x {shape.head_dim}"
+        plan.add(
+            f"{name}.attention.self.core", "attention", (n, inner), core, after=tuple(projections), label=label
+        )  # fmt: skip
+        out = self._linear(plan, f"{name}.attention.output.dense", n, inner, hidden)
+        plan.add(f"{name}.attention.add", "add", (n, hidden), after=(stream, out))
+        part = f"{name}.attention.output.LayerNorm"
+        stream = plan.add(part, "norm", (n, hidden), Cost.norm(hidden), label="layer norm")
+        self._linear(plan, f"{name}.intermediate.dense", n, hidden, layer.mlp)
+        plan.add(f"{name}.intermediate.act", shape.activation, (n, layer.mlp))
+        out = self._linear(plan, f"{name}.output.dense", n, layer.mlp, hidden)
+        plan.add(f"{name}.add", "add", (n, hidden), after=(stream, out))
+        plan.add(f"{name}.output.LayerNorm", "norm", (n, hidden), Cost.norm(hidden), label="layer norm")
+
+    def _plan_head(self, plan: Plan, shape: EncoderShape, n: int) -> None:
+        hidden, width, outputs = shape.hidden, shape.embedding, shape.outputs
+        if shape.head == "embedding":
+            plan.add("pool", "mean", (hidden,), label="mean over tokens")
+        elif shape.head == "classes":
+            plan.add("first", "slice", (hidden,), label="first token")
+            self._linear(plan, "head.dense", 1, hidden, hidden)
+            self._linear(plan, "head.out_proj", 1, hidden, outputs)
+        else:
+            self._linear(plan, "head.dense", n, hidden, width)
+            plan.add("head.LayerNorm", "norm", (n, width), Cost.norm(width), label="layer norm")
+            table = 0 if shape.tied else width * outputs
+            cost = Cost(table, n * width * outputs, n * outputs)
+            plan.add("head.decoder", "linear", (n, outputs), cost, label=f"linear, {outputs}")
+            plan.add("head.bias", "add", (n, outputs), Cost(outputs, 0))
+
+
+def present(layer: int, fewest: int) -> Callable[[Mapping[str, Value]], bool] | None:
+    """Return when layer `layer` is there; None means always."""
+    return None if layer < fewest else lambda params: int(params["layers"]) > layer
+
+
+def layer_axis(layer: int, fewest: int, name: str, choices: Sequence[Value], default: Value, **more: Any) -> Axis:
+    """Return an axis of one layer, inactive where the layer is not there."""
+    return Axis(f"layer{layer:02d}.{name}", tuple(choices), default, present(layer, fewest), **more)
