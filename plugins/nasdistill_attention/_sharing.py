@@ -120,7 +120,8 @@ def _softmax_map(given: Mapping[str, Any]) -> Tensor:
 
 def _allowed(given: Mapping[str, Any], shape: torch.Size) -> Tensor:
     """Return which pairs count, bool, of the map's shape; very low biases mean never."""
-    mask, device = given.get("attn_mask"), given["query"].device
+    mask: Tensor | None = given.get("attn_mask")
+    device = given["query"].device
     if given.get("is_causal"):
         mask = torch.ones(shape[-2:], dtype=torch.bool, device=device).tril()
     if mask is None:

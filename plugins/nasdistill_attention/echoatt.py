@@ -9,8 +9,9 @@ into blocks of k, or where the maps of the calibration batches are most alike (s
 weights. Gradients of followers reach the leader's queries and keys. Masks, biases and dropout are those of the leader's
 map, and nothing is masked or normalised again. Groups of one layer are left untouched: k = 1 changes nothing.
 
-A follower saves C D (H + G) parameters, as many multiply-accumulates per token, and H N M D for its scores. A leader has to form its map, which takes H N M numbers of memory and forgoes the fused kernel; so does a
-follower, which reads it. Compare latencies with that in mind.
+A follower saves C D (H + G) parameters, as many multiply-accumulates per token, and H N M D for its scores. A leader
+has to form its map, which takes H N M numbers of memory and forgoes the fused kernel; so does a follower, which reads
+it. Compare latencies with that in mind.
 
 Source: "EchoAtt: Attend, Copy, then Adjust for More Efficient Large Language Models", arXiv 2409.14595. Departures:
 - Partitions by threshold and by dynamic programming, and the corrected similarity, are ours.
