@@ -7,8 +7,14 @@ schedule) and balancing factors s_i,
 
 ``balance = "none"``: s_i = 1. ``"magnitude"``: s_i = 1 / |L_i|, detached: every term enters with its weight whatever
 its unit. ``"gradient"``: s_i = 1 / ||dL_i / dz_i||_2, detached, with z_i the student's signals that term i reads (the
-logits, the hidden states): every term pulls equally hard at what it sees. The last costs one more backward pass through
+logits, the hidden states): every term pulls equally hard at what it sees. This costs one more backward pass through
 each loss, none through the network, because the signals are cut into leaves of the losses' graph for it.
+
+``balance = "dynamic"`` (Muralidharan et al.: "Compact Language Models via Pruning and Knowledge Distillation", arXiv
+2407.14679): s_i = L_ref / |L_i|, detached, brings every term to the size of the first one, which keeps its own size and
+with it the course of the training: the loss on labels, or where its weight is 0 the first of the list, such as
+`logit_kl`. That paper's L_logits + (L_logits / L_is) L_is is the list `logit_kl`, `hidden_cos` without a task loss;
+its code's (task / kd) kd beside a task loss has weights that sum to 1 in the list.
 """
 
 from __future__ import annotations
@@ -130,6 +136,7 @@ class Objective(nn.Module):
 
         total: Tensor | None = None
         plain: Tensor | None = None
+        reference: Tensor | None = None
         for weight, value, seam in parts:
             factor = weight.at(step.progress) if isinstance(weight, Schedule) else weight
             if factor == 0:  # left out rather than multiplied: 0 * inf is nan
@@ -137,6 +144,13 @@ class Objective(nn.Module):
             weighted = value * factor
             if self.balance != "none":
                 plain = weighted.detach() if plain is None else plain + weighted.detach()
+            if self.balance == "dynamic":
+                size = value.detach().abs()
+                if reference is None or not reference > _SMALL:  # a batch without labels has a task loss of 0
+                    reference = size
+                else:
+                    weighted = weighted * (reference / size.clamp_min(_SMALL))
+            elif self.balance != "none":
                 scale = value.detach().abs() if self.balance == "magnitude" else _gradient_norm(value, seam)
                 weighted = weighted / scale.clamp_min(_SMALL)
             total = weighted if total is None else total + weighted

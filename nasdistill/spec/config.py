@@ -75,10 +75,11 @@ class ObjectiveConfig(Table):
 
     task_weight: float | Schedule = Field(0.5, description="Factor of the task's own loss on labels.")
     losses: tuple[LossConfig, ...] = Field((LossConfig(name="kd"),), description="Distillation losses.")
-    balance: Literal["none", "magnitude", "gradient"] = Field(
+    balance: Literal["none", "magnitude", "gradient", "dynamic"] = Field(
         "none",
         description="How terms are brought to one scale: not at all, by dividing each by its own detached value, "
-        "or by the norm of its gradient at the output.",
+        "by the norm of its gradient at the output, or (`dynamic`) by bringing each to the value of the first one: the "
+        "loss on labels, or where its weight is 0 the first loss of the list.",
     )
 
 

@@ -87,6 +87,51 @@ def test_magnitude_balance(scene):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
 
 
+def gradients(total, student):
+    found = torch.autograd.grad(total, list(student.parameters()), allow_unused=True)
+    return torch.cat([g.flatten() for g in found if g is not None])
+
+
+def by_hand(scene, factors, **config):
+    """Return the gradient of the sum of factor * term, with factors that are numbers."""
+    objective, needs = build(scene, **config)
+    _, _, trace, heard, step, output = evaluate(scene, objective, needs)
+    step.generator.manual_seed(0)
+    values = [scene[0].loss(output, scene[3])]
+    values += [sum(loss(trace, heard, scene[3], step).values()) for loss in objective.losses.values()]
+    return gradients(sum(f * v for f, v in zip(factors, values, strict=True) if f), scene[1])
+
+
+def test_dynamic_balance_brings_all_losses_to_the_first_of_the_list(scene):
+    config = {"task_weight": 0.0, "losses": tuple(LossConfig(name=x.name) for x in THREE)}
+    objective, needs = build(scene, **config, balance="dynamic")
+    total, terms, *_ = evaluate(scene, objective, needs)
+    assert total.item() == pytest.approx(3 * float(terms["kd"]), rel=1e-5)  # three terms of equal size
+    factors = [0.0, 1.0, *(float(terms["kd"] / terms[name]) for name in ("hidden", "maps"))]
+    # The factors carry no gradient: numbers in their place give the same.
+    torch.testing.assert_close(gradients(total, scene[1]), by_hand(scene, factors, **config), rtol=1e-4, atol=1e-7)
+
+
+def test_dynamic_balance_with_labels_brings_the_distillation_to_the_task_loss(scene):
+    halves = (LossConfig(name="kd", weight=0.5), LossConfig(name="hidden", weight=0.5))
+    objective, needs = build(scene, task_weight=1.0, losses=halves, balance="dynamic")
+    total, terms, *_ = evaluate(scene, objective, needs)
+    # As published: kd + (kd / hidden) hidden, and that sum times (task / sum).
+    task, kd, hidden = (float(terms[name]) for name in ("task", "kd", "hidden"))
+    inner = kd / hidden
+    outer = task / (kd + inner * hidden)
+    assert total.item() == pytest.approx(2 * task, rel=1e-5)
+    expected = by_hand(scene, [1.0, outer, outer * inner], task_weight=1.0, losses=halves)
+    torch.testing.assert_close(gradients(total, scene[1]), expected, rtol=1e-4, atol=1e-7)
+
+
+def test_dynamic_balance_passes_over_a_first_term_of_0(scene):
+    objective, needs = build(scene, task_weight=1.0, losses=THREE[:2], balance="dynamic")
+    _, terms, trace, heard, step, output = evaluate(scene, objective, needs)
+    total, _ = objective(trace, heard, scene[3], step, output.sum() * 0.0)
+    assert total.item() == pytest.approx((0.7 + 3.0) * float(terms["kd"]), rel=1e-5)
+
+
 def test_gradient_balance_gives_every_term_the_same_pull(scene):
     objective, needs = build(
         scene, task_weight=1.0, losses=tuple(LossConfig(name=x.name) for x in THREE), balance="gradient"
