@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "distill": ("nasdistill.cli.distill:run", "train a found architecture longer, or on other data"),
     "score": ("nasdistill.cli.score:run", "score architectures with proxies"),
     "measure": ("nasdistill.cli.measure:run", "measure the latency of architectures on targets"),
+    "diagnose": ("nasdistill.cli.diagnose:run", "look at a teacher, students and data with a diagnostic"),
     "spaces": ("nasdistill.cli.spaces:run", "list, show and sample search spaces"),
     "plugins": ("nasdistill.cli.plugins:run", "list plugins and their components, show or check one, disable one"),
     "papers": ("nasdistill.cli.papers:run", "list the published systems and the components that realise each"),

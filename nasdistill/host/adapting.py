@@ -75,8 +75,14 @@ def describe_teacher(config: RunConfig, host: Host) -> TeacherInfo:
 
 def adapted_options(host: Host, space: str, options: Mapping[str, Any], info: TeacherInfo) -> dict[str, Any]:
     """Return a search space's options with what follows from the teacher. Raises MismatchError as the space says."""
-    filled = _ask(host.load(Kind.SEARCH_SPACE, space).adapted, space, options, info)
-    return {**filled, **options}
+    cls = host.load(Kind.SEARCH_SPACE, space)
+    filled = {**_ask(cls.adapted, space, options, info), **options}
+    if cls.inner_option is not None:
+        inner = filled.get(cls.inner_option, cls.options_model().model_dump(mode="json")[cls.inner_option])
+        adapted = adapted_options(host, inner["name"], inner.get("options") or {}, info)
+        if adapted:
+            filled[cls.inner_option] = {"name": inner["name"], "options": adapted}
+    return filled
 
 
 def _ask(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 BUNDLED: tuple[str, ...] = (
     "nasdistill_attention",
+    "nasdistill_diagnostics",
     "nasdistill_exporters",
     "nasdistill_losses",
     "nasdistill_proxies",

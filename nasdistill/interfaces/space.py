@@ -114,9 +114,12 @@ class SearchSpace(Component, ABC):
 
     Attributes:
         version: raise it when the same parameters would build another network.
+        inner_option: the option that names another space as ``{name, options}`` whose networks this one's are; that
+            space adapts to the teacher too.
     """
 
     version: ClassVar[int] = 1
+    inner_option: ClassVar[str | None] = None
 
     @classmethod
     def adapted(cls, options: Mapping[str, Any], teacher: TeacherInfo) -> dict[str, Any]:

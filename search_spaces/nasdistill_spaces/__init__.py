@@ -51,6 +51,16 @@ def nasdistill_search_spaces() -> list[SearchSpaceSpec]:
             tags=SpaceTags(family="vision", inherits=True),
         ),
         SearchSpaceSpec(
+            "kd_pipeline",
+            "nasdistill_spaces.kd_pipeline:KdPipeline",
+            "How a student is trained: losses, mapping, temperature, weights, augmentation; alone or with its network",
+            options="nasdistill_spaces.kd_pipeline:KdPipelineOptions",
+            references=("arXiv:2109.11105",),
+            partly=("arXiv:2109.11105",),
+            left_out="Contextual augmentation and back-translation, which need further language models; mixup of text.",
+            tags=SpaceTags(family="vision", inherits=True),
+        ),
+        SearchSpaceSpec(
             "decoder",
             "nasdistill_spaces.decoder:Decoder",
             "Causal language models cut from GPT-2, Llama, Qwen2 or Mistral: layers, width, heads or groups, neurons",

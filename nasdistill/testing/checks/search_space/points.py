@@ -14,6 +14,7 @@ from nasdistill.errors import ArchitectureError
 from nasdistill.interfaces import SearchSpace
 from nasdistill.spec.architecture import Architecture, Axis, Value
 from nasdistill.spec.component import Kind
+from nasdistill.spec.config import ObjectiveConfig, TrainingConfig
 from nasdistill.spec.options import ComponentOptions, parse_options
 from nasdistill.testing.checks.search_space.cases import NAME, first_case, networks_differ, points, samples, told
 from nasdistill.testing.registry import check, fail, skip
@@ -235,8 +236,9 @@ def inactive_axes_change_nothing(subject: Subject) -> None:
 
 @check(Kind.SEARCH_SPACE, hint="Read the axis in build(), or give it an `active` predicate, or drop it.")
 def active_axes_change_the_network(subject: Subject) -> None:
-    """Every axis changes the network where it is active: an idle one costs the search trials for nothing."""
+    """Every axis changes the network or its training where it is active: an idle one costs trials for nothing."""
     space, io, _ = first_case(subject)
+    plain = ObjectiveConfig(), TrainingConfig()
     bases = [*points(subject, space), *samples(subject, space, 10)]
     for axis in space.axes():
         active = [arch for arch in bases if axis.is_active(arch.params)][:4]
@@ -251,5 +253,9 @@ def active_axes_change_the_network(subject: Subject) -> None:
             for arch, params in pairs
             if not space.constraints(params)
         ]
-        if changed and not any(networks_differ(subject, space, *pair, io) for pair in changed):
+        if changed and not any(
+            space.teaching(first, *plain) != space.teaching(other, *plain)
+            or networks_differ(subject, space, first, other, io)
+            for first, other in changed
+        ):
             fail(f"{axis.name} is active {told(changed[0][0])}, and no other choice of it changes the network")

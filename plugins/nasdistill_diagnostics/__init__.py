@@ -1,0 +1,22 @@
+"""Bundled diagnostics. Read when plugins are listed, so it imports no torch."""
+
+from __future__ import annotations
+
+from nasdistill import hookimpl
+from nasdistill.spec.component import DiagnosticSpec
+
+
+@hookimpl
+def nasdistill_diagnostics() -> list[DiagnosticSpec]:
+    """Return the bundled diagnostics."""
+    return [
+        DiagnosticSpec(
+            "autodistiller",
+            "nasdistill_diagnostics.autodistiller:AutoDistiller",
+            "which distillation choices mattered in finished runs, and which pipelines to try on a new task",
+            options="nasdistill_diagnostics.autodistiller:AutoDistillerOptions",
+            references=("arXiv:2109.11105",),
+            partly=("arXiv:2109.11105",),
+            left_out="The embedding of a data set's texts among the features.",
+        ),
+    ]

@@ -1,0 +1,87 @@
+"""What finished runs say: importance where there is any, recommendations that follow it, refusal of too little."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from toys_search import tiny, write_digits
+
+from nasdistill.cli import main
+from nasdistill.errors import UsageError
+from nasdistill.search.run import run_search
+from nasdistill.spec.component import Kind
+from nasdistill_diagnostics.autodistiller import FACTORS, Model, candidates, importance
+
+
+def rows(noise: float = 0.002, seed: int = 0):
+    """Return rows where the loss between layers decides most, the temperature little, the mapping nothing."""
+    rng = np.random.default_rng(seed)
+    gain = {"none": 0.0, "pkd": 0.03, "mi_alpha": 0.08}
+    return [
+        {"intermediate": b, "temperature": t, "mapping": m, "task_weight": 0.5,
+         "ratio": 0.85 + gain[b] + 0.004 * t + float(rng.normal(0, noise))}
+        for b, t, m, _ in itertools.product(gain, (1.0, 4.0), ("skip", "last"), range(3))
+    ]  # fmt: skip
+
+
+@pytest.mark.paper("arXiv:2109.11105", "diagnostics:autodistiller")
+def test_importance_orders_the_factors_as_they_act():
+    found, correlation = importance(rows(), trees=30, seed=0)
+    assert found["intermediate"] > found["temperature"] > abs(found["mapping"])
+    assert found["intermediate"] > 0.5
+    assert correlation > 0.9
+
+
+def test_without_a_pattern_nothing_is_important():
+    rng = np.random.default_rng(1)
+    noise = [{**row, "ratio": float(rng.normal(0.9, 0.01))} for row in rows()]
+    found, correlation = importance(noise, trees=30, seed=0)
+    assert max(found.values()) < 0.5
+    assert correlation < 0.5
+
+
+def test_the_best_pipeline_is_recommended_first():
+    model = Model(rows(), trees=30, seed=0)
+    found = candidates(rows(), seed=0)
+    best = found[int(np.argmax(model.predict(found)))]
+    assert (best["intermediate"], best["temperature"]) == ("mi_alpha", 4.0)
+    assert all(row["intermediate"] != "none" or "mapping" not in row for row in found)
+
+
+def test_a_category_that_was_never_seen_is_no_error():
+    assert np.isfinite(Model(rows(), trees=10, seed=0).predict([{"intermediate": "new", "temperature": None}])).all()
+
+
+def test_too_few_students_are_refused(host):
+    with pytest.raises(UsageError, match="too few"):
+        host.create(Kind.DIAGNOSTIC, "autodistiller", {"records": rows()[:5]}).examine({}, None, (), None)
+
+
+def test_runs_are_read_and_the_command_prints_what_was_learned(host, tmp_path, capsys):
+    data = write_digits(tmp_path / "d.npz", 120)
+    options = {
+        "student": {"name": "resnet_s0", "options": {"width": [8], "blocks": [1], "stages": [2], "stem_stride": [2]}},
+        "temperature": [1.0, 4.0], "logit_weight": [0.0, 1.0], "intermediate": ["none"], "task_weight": [0.0, 0.5],
+        "logit": ["kd"], "mixup": [0.0, 0.4],
+    }  # fmt: skip
+    config = tiny(
+        data, space=[{"name": "kd_pipeline", "options": options}], search__strategy="exhaustive",
+        search__strategy_options={"epochs": 1}, search__trials=16,
+    )  # fmt: skip
+    run_search(config, tmp_path / "run", host=host)
+    settings = [f'runs=["{tmp_path / "run"}"]', "trees=10", "recommend=3"]
+    arguments = [part for text in settings for part in ("--set", text)]
+    code = main(
+        ["diagnose", "autodistiller", *arguments, "--teacher", "timm:test_resnet", "--data", str(data), "--json",
+         "--out", str(tmp_path / "out")]
+    )  # fmt: skip
+    found = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert found["values"]["rows"] >= 10
+    assert len(found["tables"]["recommended"]) == 3
+    assert {row["factor"] for row in found["tables"]["importance"]} <= set(FACTORS)
+    assert (tmp_path / "out" / "importance.html").is_file()
+    assert json.loads((tmp_path / "out" / "finding.json").read_text()) == found
