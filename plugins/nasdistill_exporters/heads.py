@@ -49,7 +49,11 @@ _CAUSAL = (
 
 _EMBEDDING = """    def forward(self, input_ids, attention_mask=None, token_type_ids=None, return_dict=None, **kwargs):
         hidden = self.network.encode(input_ids, attention_mask, token_type_ids)
-        pooled = self.network.pool(hidden, attention_mask)
+        if attention_mask is None:
+            pooled = hidden.mean(1)
+        else:
+            weight = attention_mask.unsqueeze(-1).to(hidden.dtype)
+            pooled = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
         if return_dict is False:
             return hidden, pooled
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)

@@ -298,16 +298,22 @@ class EncoderNet(nn.Module):
             attention_mask: ``(B, N)``, nonzero at real tokens; None when all are real.
             token_type_ids: ``(B, N)`` int64; None when all are of type 0.
         """
-        mask = None if attention_mask is None else AttentionMask(key_valid=attention_mask.bool())
-        x = self.embeddings(input_ids, token_type_ids)
-        if self.embeddings_project is not None:
-            x = self.embeddings_project(x)
-        x = self.encoder(x, mask)
+        x = self.encode(input_ids, attention_mask, token_type_ids)
         if isinstance(self.head, ClassesHead):
             return self.head(x)  # type: ignore[no-any-return]
         if isinstance(self.head, MaskedLmHead):
             return self.head(x, self.embeddings.word_embeddings.weight)  # type: ignore[no-any-return]
         return mean_pool(x, attention_mask)
+
+    def encode(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        """Return the last hidden states ``(B, N, H)``; arguments as for :meth:`forward`."""
+        mask = None if attention_mask is None else AttentionMask(key_valid=attention_mask.bool())
+        x = self.embeddings(input_ids, token_type_ids)
+        if self.embeddings_project is not None:
+            x = self.embeddings_project(x)
+        return self.encoder(x, mask)  # type: ignore[no-any-return]
 
 
 def mean_pool(x: Tensor, attention_mask: Tensor | None) -> Tensor:
