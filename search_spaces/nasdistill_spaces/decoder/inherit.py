@@ -239,7 +239,8 @@ def add_residuals(student: DecoderNet, teacher: Mapping[str, Tensor], kept: Kept
     """
     size, changed, parameters = student.shape.head_dim, 0, dict(student.named_parameters())
     for ours, theirs in enumerate(kept.layers):
-        alone = student.shape.heads[ours] == student.shape.kv_heads[ours]
+        at = f"layers.{theirs}.self_attn"
+        alone = teacher[f"{at}.q_proj.weight"].shape[0] == teacher[f"{at}.k_proj.weight"].shape[0]
         position = {head: at for at, head in enumerate(kept.heads[ours].tolist())}
         for order, count in kept.orders[ours]:
             for first, second in residual_pairs(len(order), count):
@@ -248,7 +249,7 @@ def add_residuals(student: DecoderNet, teacher: Mapping[str, Tensor], kept: Kept
                 for part in "qkv" if alone else "q":
                     for end in ("weight", "bias"):
                         target = parameters.get(f"layers.{ours}.self_attn.{part}_proj.{end}")
-                        source = teacher.get(f"layers.{theirs}.self_attn.{part}_proj.{end}")
+                        source = teacher.get(f"{at}.{part}_proj.{end}")
                         if target is None or source is None:
                             continue
                         lost = source[drop : drop + size].to(target)

@@ -113,6 +113,10 @@ class Decoder(SearchSpace):
         """Return ``layers width heads mlp`` (``groups queries`` for ``heads`` where keys and values are shared); with
         `per_layer` those of heads and neurons for ``layer00`` on, with several variants ``layer00.attention`` on.
         """
+        return self._axes
+
+    @cached_property
+    def _axes(self) -> tuple[Axis, ...]:
         o, start, sizes = self.options, self._start, self.options.sizes()
         whole = ("layers", "width") if o.per_layer else tuple(sizes)
         axes = [Axis(name, sizes[name], start[name], ordered=True, help=HELP[name]) for name in whole]
