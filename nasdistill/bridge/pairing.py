@@ -7,7 +7,7 @@ padding changes the answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,14 @@ def check_pair(
             f"{label} ({config.model_type}) takes {takes}, but the task is {io}", hint="Choose a teacher for this data."
         )
     if io.head == "classes":
-        _check_classes(config, task, label, say)
+        compare_classes(labels_of(config), int(config.num_labels or 0), task, label, say)
+        problem = getattr(config, "problem_type", None)
+        if problem not in (None, "single_label_classification"):
+            raise MismatchError(
+                f"{label} was trained for {problem.replace('_', ' ')}, the task is classification into one of "
+                f"{io.outputs}",
+                hint="Choose a model that was trained with one label per sample.",
+            )
     if io.kind != "tokens":
         return
     if io.vocabulary is not None and io.vocabulary > int(vocabulary or 0):
@@ -111,23 +118,27 @@ def check_answers(model: nn.Module, task: Task, label: str, say: Say) -> None:
         _check_padding(model, task, task.text, dtype, label, say)
 
 
-def _check_classes(config: PreTrainedConfig, task: Task, label: str, say: Say) -> None:
-    """Compare number, names and order of the classes."""
-    theirs, ours, count = labels_of(config), tuple(task.classes), int(config.num_labels or 0)
+def compare_classes(theirs: Sequence[str], count: int, task: Task, label: str, say: Say) -> None:
+    """Compare number, names and order of a model's classes with the task's.
+
+    Args:
+        theirs: names of the model's classes, in order; empty where they are only numbered.
+        count: their number.
+        task: a prepared task.
+        label: how messages call the model.
+        say: told what could not be compared.
+
+    Raises:
+        MismatchError: they differ; says where.
+    """
+    theirs, ours = tuple(theirs), tuple(task.classes)
     if count != task.io.outputs:
         raise MismatchError(
             f"{label} has {count} classes{_listed(theirs)}, the task ({task.io}) has {task.io.outputs}{_listed(ours)}",
             hint="Fine-tune the model on this data first, or choose the data that it was trained on.",
         )
-    problem = getattr(config, "problem_type", None)
-    if problem not in (None, "single_label_classification"):
-        raise MismatchError(
-            f"{label} was trained for {problem.replace('_', ' ')}, the task is classification into one of {count}",
-            hint="Choose a model that was trained with one label per sample.",
-        )
     if not theirs or not ours:
-        who = "the data" if theirs else label
-        say(f"note: {who} does not name the classes; that their order is {label}'s cannot be checked")
+        say(f"note: {'the data' if theirs else label} does not name its classes, so their order cannot be compared")
         return
     mine, other = [name.casefold() for name in ours], [name.casefold() for name in theirs]
     if mine == other or ours == tuple(map(str, range(count))):  # numbers stand for themselves

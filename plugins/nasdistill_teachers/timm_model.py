@@ -1,8 +1,8 @@
-"""Any classification model of timm: ``timm:NAME``.
+"""Any classification model of timm: ``timm:NAME``, or ``timm:PATH`` for a folder that timm saved.
 
-Where the weights come from, in this order: a local file (option `weights`), timm's own hub entry (option `pretrained`,
-which downloads), or random numbers (a fixed draw; useful to study what a teacher's structure alone teaches, and
-announced by a line, since nobody should distil from one by accident).
+Where the weights come from, in this order: a local file (option `weights`) or folder, timm's own hub entry (option
+`pretrained`, which downloads), or random numbers (a fixed draw; useful to study what a teacher's structure alone
+teaches, and announced by a line, since nobody should distil from one by accident).
 
 The model is built for the task: its number of channels and classes, and its image size where the model has one (vision
 transformers; the others take any size until a feature map runs out). Loaded weights that do not fit that are refused,
@@ -13,7 +13,7 @@ Source: "PyTorch Image Models", https://github.com/huggingface/pytorch-image-mod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,8 +22,11 @@ from pydantic import Field
 from torch import nn
 
 from nasdistill.bridge import prepare_imports
+from nasdistill.bridge.pairing import compare_classes
+from nasdistill.bridge.timm_info import TimmFolder, describe_timm, timm_folder
 from nasdistill.errors import DataError, MismatchError, NasdistillError, UsageError, did_you_mean, one_line
 from nasdistill.interfaces.base import Example
+from nasdistill.interfaces.info import TeacherInfo
 from nasdistill.interfaces.task import Task
 from nasdistill.interfaces.teacher import Teacher, TeacherSession
 from nasdistill.seeds import seeded
@@ -61,6 +64,20 @@ class TimmTeacher(Teacher):
         names: list[str] = timm.list_models()
         return names
 
+    def describe(self, locator: str) -> TeacherInfo:
+        """Return its sizes, labels and preprocessing; see :class:`Teacher`.
+
+        What pixels must look like is known of weights that come with timm's own record of it: a folder's or the hub's.
+        """
+        label = f"timm:{locator}"
+        folder = timm_folder(locator, label)
+        if folder is not None:
+            arguments = {**folder.arguments, **self.options.model_options}
+            return describe_timm(folder.architecture, arguments, record=folder.record, labels=folder.labels)
+        timm = _timm(locator)
+        record = timm.get_pretrained_cfg(locator) if self.options.pretrained else None
+        return describe_timm(locator, self.options.model_options, record=record.to_dict() if record else None)
+
     def open(
         self,
         locator: str,
@@ -71,25 +88,19 @@ class TimmTeacher(Teacher):
         progress: Callable[[str], None] | None = None,
     ) -> TeacherSession:
         """Build the model for `task`, load its weights and check it; see :class:`Teacher`."""
-        prepare_imports()
-        import timm
-
         say = progress or (lambda line: None)
         label, options, io = f"timm:{locator}", self.options, task.io
         if io.kind != "image":
             raise MismatchError(f"{label} takes images, but the task is {io}")
         if options.weights is not None and options.pretrained:
             raise UsageError(f"{label}: give weights or pretrained, not both")
-        if not locator:
-            raise UsageError("timm needs the name of a model", hint="Write timm:NAME, such as timm:resnet18.")
-        if not timm.is_model(locator):
-            raise UsageError(
-                f"timm has no model {locator!r}. {did_you_mean(locator.split('.')[0], timm.list_models())}",
-                hint="Write timm:NAME with a name of timm.list_models(), such as timm:resnet18.",
-            )
+        folder = timm_folder(locator, label)
+        if folder is not None:
+            return self._open_folder(folder, task, label, device, say)
+        timm = _timm(locator)
         if options.pretrained:
             self._check_pretrained(timm, locator, task, say)
-        model = self._build(timm, locator, task, label)
+        model = self._build(timm, locator, task, label, self.options.model_options)
         if options.weights is not None:
             load_weights(model, Path(options.weights).expanduser(), task, label)
             say(f"{label}: weights from {options.weights}")
@@ -97,7 +108,22 @@ class TimmTeacher(Teacher):
             say(f"warning: {label} has random weights and knows nothing; set weights or pretrained to change that")
         return single(model, task, label=label, device=device, checked=True)
 
-    def _build(self, timm: Any, name: str, task: Task, label: str) -> nn.Module:
+    def _open_folder(
+        self, folder: TimmFolder, task: Task, label: str, device: str, say: Callable[[str], None]
+    ) -> TeacherSession:
+        """Build what a folder describes and load its weights."""
+        if self.options.weights is not None or self.options.pretrained:
+            raise UsageError(f"{label} is a folder with weights of its own", hint="Leave weights and pretrained out.")
+        compare_classes(folder.labels, int(folder.arguments.get("num_classes", task.io.outputs)), task, label, say)
+        import timm
+
+        own = {name: value for name, value in folder.arguments.items() if name not in ("in_chans", "num_classes")}
+        model = self._build(timm, folder.architecture, task, label, {**own, **self.options.model_options})
+        load_weights(model, folder.weights, task, label)
+        say(f"{label}: {folder.architecture}, weights from {folder.weights.name}")
+        return single(model, task, label=label, device=device, checked=True)
+
+    def _build(self, timm: Any, name: str, task: Task, label: str, given: Mapping[str, Any]) -> nn.Module:
         """Return the model for the task's channels, classes and size, after a trial forward.
 
         Only models with position tables or windows have an `img_size`, and not all of those need one: both ways are
@@ -106,7 +132,7 @@ class TimmTeacher(Teacher):
         channels, high, wide = task.io.shape
         first: Exception | None = None
         for size in ({"img_size": high if high == wide else (high, wide)}, {}):
-            arguments: dict[str, Any] = {**size, **self.options.model_options}
+            arguments: dict[str, Any] = {**size, **given}
             try:
                 with seeded(self.options.seed, "timm", name):
                     model: nn.Module = timm.create_model(
@@ -123,7 +149,7 @@ class TimmTeacher(Teacher):
                     raise NasdistillError(f"{label} cannot be loaded: {one_line(error)}") from error
                 first = first or error
             except TypeError as error:
-                strange = [key for key in self.options.model_options if f"'{key}'" in str(error)]
+                strange = [key for key in given if f"'{key}'" in str(error)]
                 if strange:
                     raise UsageError(f"{label} does not take the model option {strange[0]!r}") from error
                 if "img_size" not in str(error):
@@ -165,6 +191,21 @@ class TimmTeacher(Teacher):
                 f"warning: {label} was trained with mean {asked['mean']} and std {asked['std']}, the task uses "
                 f"{used['mean']} and {used['std']}; set mean and std in the task's options"
             )
+
+
+def _timm(name: str) -> Any:
+    """Return timm, which has a model of this name."""
+    if not name:
+        raise UsageError("timm needs the name of a model", hint="Write timm:NAME, such as timm:resnet18.")
+    prepare_imports()
+    import timm
+
+    if not timm.is_model(name):
+        raise UsageError(
+            f"timm has no model {name!r}. {did_you_mean(name.split('.')[0], timm.list_models())}",
+            hint="Write timm:NAME with a name of timm.list_models(), such as timm:resnet18, or timm:PATH for a folder.",
+        )
+    return timm
 
 
 def load_weights(model: nn.Module, path: Path, task: Task, label: str) -> None:
