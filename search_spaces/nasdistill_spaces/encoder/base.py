@@ -28,11 +28,14 @@ from nasdistill.spec.component import Kind
 from nasdistill.spec.io import Cost, IOSpec
 from nasdistill.spec.options import ComponentOptions
 from nasdistill_spaces.encoder.model import EncoderNet, EncoderShape, LayerShape
+from nasdistill_spaces.encoder.planning import plan_of
+from nasdistill_spaces.encoder.ranking import rank
+from nasdistill_spaces.encoder.reading import read_source
 from nasdistill_spaces.encoder.sizes import TeacherSizes, read_sizes, source_layers, unique
 from nasdistill_spaces.encoder.standalone import PER_LAYER, encoder
 from nasdistill_spaces.encoder.stock import stock_model
 from nasdistill_spaces.encoder.superlm import SuperLm
-from nasdistill_spaces.encoder.weights import inherit_weights, rank, read_source
+from nasdistill_spaces.encoder.weights import inherit_weights
 from nasdistill_spaces.images import unique_sorted
 from nasdistill_spaces.plan import Plan
 
@@ -313,73 +316,12 @@ class EncoderSpace(SearchSpace):
             ArchitectureError: not a point of this space, or impossible for `io`.
         """
         self._require(arch, io)
-        shape, n = self._shape(arch, io), io.shape[0]
-        plan, width = Plan(io.shape), shape.embedding
 
-        def table(name: str, rows: int, after: str) -> str:
-            label = f"{rows} x {width}"
-            cost = Cost(rows * width, 0)
-            return plan.add(f"embeddings.{name}", "embedding", (n, width), cost, after=after, label=label)
+        def core_cost(geometry: AttentionGeometry, variant: str) -> Cost:
+            options = self.options.attention_options.get(variant)
+            return self._core_class(variant).cost(geometry, io.shape[0], io.shape[0], options)
 
-        parts = [table("word_embeddings", shape.vocabulary, "input")]
-        if shape.token_types:
-            parts.append(table("token_type_embeddings", shape.token_types, "input"))
-        parts.append(table("position_embeddings", shape.positions, "input"))
-        plan.add("embeddings.add", "add", (n, width), after=tuple(parts))
-        plan.add("embeddings.LayerNorm", "norm", (n, width), Cost.norm(width), label="layer norm")
-        if shape.projected:
-            self._linear(plan, "embeddings_project", n, width, shape.hidden)
-        for index, layer in enumerate(shape.layers):
-            self._plan_layer(plan, f"encoder.layer.{index}", shape, layer, n)
-        self._plan_head(plan, shape, n)
-        return plan
-
-    @staticmethod
-    def _linear(plan: Plan, name: str, tokens: int, inputs: int, outputs: int, after: str | None = None) -> str:
-        cost = Cost.linear(inputs, outputs, tokens=tokens)
-        form = (tokens, outputs) if tokens > 1 else (outputs,)
-        return plan.add(name, "linear", form, cost, after=after, label=f"linear, {outputs}")
-
-    def _plan_layer(self, plan: Plan, name: str, shape: EncoderShape, layer: LayerShape, n: int) -> None:
-        """Append one layer; its two branches leave from, and return to, the residual stream."""
-        hidden, inner, stream = shape.hidden, layer.heads * shape.head_dim, plan.last
-        geometry = AttentionGeometry(dim=hidden, heads=layer.heads, head_dim=shape.head_dim)
-        core = self._core_class(layer.attention).cost(
-            geometry, n, n, self.options.attention_options.get(layer.attention)
-        )
-        projections = [
-            self._linear(plan, f"{name}.attention.self.{part}", n, hidden, inner, stream)
-            for part in ("query", "key", "value")
-        ]
-        label = f"{layer.attention}, {layer.heads} x {shape.head_dim}"
-        plan.add(
-            f"{name}.attention.self.core", "attention", (n, inner), core, after=tuple(projections), label=label
-        )  # fmt: skip
-        out = self._linear(plan, f"{name}.attention.output.dense", n, inner, hidden)
-        plan.add(f"{name}.attention.add", "add", (n, hidden), after=(stream, out))
-        part = f"{name}.attention.output.LayerNorm"
-        stream = plan.add(part, "norm", (n, hidden), Cost.norm(hidden), label="layer norm")
-        self._linear(plan, f"{name}.intermediate.dense", n, hidden, layer.mlp)
-        plan.add(f"{name}.intermediate.act", shape.activation, (n, layer.mlp))
-        out = self._linear(plan, f"{name}.output.dense", n, layer.mlp, hidden)
-        plan.add(f"{name}.add", "add", (n, hidden), after=(stream, out))
-        plan.add(f"{name}.output.LayerNorm", "norm", (n, hidden), Cost.norm(hidden), label="layer norm")
-
-    def _plan_head(self, plan: Plan, shape: EncoderShape, n: int) -> None:
-        hidden, width, outputs = shape.hidden, shape.embedding, shape.outputs
-        if shape.head == "embedding":
-            plan.add("pool", "mean", (hidden,), label="mean over tokens")
-        elif shape.head == "classes":
-            plan.add("first", "slice", (hidden,), label="first token")
-            self._linear(plan, "head.dense", 1, hidden, hidden)
-            self._linear(plan, "head.out_proj", 1, hidden, outputs)
-        else:
-            self._linear(plan, "head.dense", n, hidden, width)
-            plan.add("head.LayerNorm", "norm", (n, width), Cost.norm(width), label="layer norm")
-            table = 0 if shape.tied else width * outputs
-            cost = Cost(table, n * width * outputs, n * outputs)
-            plan.add("head.decoder", "linear", (n, outputs), cost, label=f"linear, {outputs}")
-            plan.add("head.bias", "add", (n, outputs), Cost(outputs, 0))
+        return plan_of(self._shape(arch, io), io.shape[0], core_cost)
 
 
 def present(layer: int, fewest: int) -> Callable[[Mapping[str, Value]], bool] | None:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from nasdistill.interfaces import StockModel
 from nasdistill_spaces.encoder.model import EncoderShape
+from nasdistill_spaces.encoder.reading import DISTILBERT, HEADS
 from nasdistill_spaces.encoder.sizes import TeacherSizes, config_names
-from nasdistill_spaces.encoder.weights import DISTILBERT, HEADS
 
 _CLASSES = {
     "bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta", "camembert": "Camembert", "electra": "Electra",
