@@ -28,7 +28,6 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from nasdistill.errors import MismatchError
 from nasdistill.interfaces import ModelGeometry, Site, Terms
 from nasdistill.spec.options import searchable
 from nasdistill_losses._pairs import Pair, PairOptions, choose_pairs, choose_signals, resolve
@@ -86,11 +85,6 @@ def map_layers(
     else:
         ours, theirs = choose_signals(options, student, teacher, name)
         rule = rule_pairs(options.mapping, student.count(ours), teacher.count(theirs))
-        if not rule:
-            raise MismatchError(
-                f"{name} has no layers to compare: {student.label} has {student.count(ours)} {ours} and "
-                f"{teacher.label} has {teacher.count(theirs)} {theirs}"
-            )
         # Layers without this signal are passed over: the rule speaks of those that have it.
         pairs = [(_numbered(student, ours, s), _numbered(teacher, theirs, t)) for s, t in rule]
     if options.embedding:

@@ -92,6 +92,12 @@ def shapes_text(student: ModelGeometry, ours: Site, teacher: ModelGeometry, thei
 
 def _signal(choice: str, geometry: ModelGeometry, name: str) -> str:
     if choice != "auto":
+        if not geometry.count(choice):
+            raise MismatchError(
+                f"{name}: {geometry.label} has no site {choice}; it has "
+                f"{', '.join(sorted({s.name for s in geometry.sites})) or 'none'}",
+                hint="Choose another signal, or `auto`.",
+            )
         return choice
     for signal in ("hidden", "features"):
         if geometry.count(signal):
