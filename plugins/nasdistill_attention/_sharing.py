@@ -50,12 +50,10 @@ class Slot:
         Raises:
             RuntimeError: the leader has not run, or ran where no gradient could reach it.
         """
-        if self._map is None:
-            raise RuntimeError("a layer that follows another one's attention map runs before that layer has run")
-        if torch.is_grad_enabled() and not self._graded:
+        if self._map is None or (torch.is_grad_enabled() and not self._graded):
             raise RuntimeError(
-                "a follower is computed with gradients on the map of a leader that was computed without: under "
-                "reentrant checkpointing the leader would get no gradient; use use_reentrant=False"
+                "a layer that follows another one's attention map runs, and that layer has not run before it, or ran "
+                "without gradients; under checkpointing use use_reentrant=False, or its weights would not be trained"
             )
         found, self._left = self._map, self._left - 1
         if self._left <= 0 and not torch.is_grad_enabled():
@@ -135,7 +133,7 @@ def _apply(weights: Tensor, v: Tensor) -> Tensor:
     """Multiply a map with values, whose heads are repeated for the query heads of their group."""
     heads, groups = weights.shape[-3], v.shape[-3]
     if weights.shape[-1] != v.shape[-2] or heads % groups:
-        raise ValueError(
+        raise MismatchError(
             f"a map of {heads} heads over {weights.shape[-1]} keys cannot serve values of {groups} heads and "
             f"{v.shape[-2]} tokens"
         )
