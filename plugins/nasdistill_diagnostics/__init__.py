@@ -11,6 +11,13 @@ def nasdistill_diagnostics() -> list[DiagnosticSpec]:
     """Return the bundled diagnostics."""
     return [
         DiagnosticSpec(
+            "attention_similarity",
+            "nasdistill_diagnostics.attention_similarity:AttentionSimilarity",
+            "how alike the attention maps of a model's layers are, beyond being flat",
+            options="nasdistill_diagnostics.attention_similarity:AttentionSimilarityOptions",
+            references=("arXiv:2409.14595",),
+        ),
+        DiagnosticSpec(
             "autodistiller",
             "nasdistill_diagnostics.autodistiller:AutoDistiller",
             "which distillation choices mattered in finished runs, and which pipelines to try on a new task",
