@@ -128,7 +128,13 @@ class RowSpace(SearchSpace):
         return Cost.linear(channels * columns, width, tokens=n) + block * depth + Cost.linear(width, io.outputs)
 
     def graph(self, arch, io):
-        raise NotImplementedError
+        import networkx as nx
+
+        names = ["input", "embed", *(f"block{i}" for i in range(self.depth(arch))), "head"]
+        graph = nx.path_graph(names, create_using=nx.DiGraph)
+        for name in names:
+            graph.nodes[name].update(op=name, label=name, shape=(1,), params=0, macs=0)
+        return graph
 
     def subspaces(self):
         widths, half = self.options.width, len(self.options.width) // 2

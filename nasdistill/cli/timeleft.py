@@ -7,9 +7,10 @@ so the pilot decides at first and one slow candidate (the one whose training fil
 for all others.
 
 *Number.* A plan says how many candidates a rung gets at most; constraints thin them out. With a share s of proposals
-made when the rung last began, and n candidates in it so far, it gets about n + planned (1 - s) r in all, where
-r = (n + w) / (planned s + w) is how far it is below the plan, drawn towards 1 by w = 0.15 planned. The last rung of a
-strategy also promotes what waited, so it counts as planned; but no rung gets more than the one before it.
+made when the rung last began, and n candidates in it so far, it gets about n + planned (1 - s) r in all, where r = (n +
+w) / (planned s + w) is how far it is below the plan, drawn towards 1 by w = 0.15 planned. The last rung of a strategy
+also promotes what waited, so it counts as planned; but no rung gets more than the one before it. Rows that are counted
+per supernet stand apart from all this.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from nasdistill.search.events import FINAL_LATENCY
 class _Rung:
     planned: int
     pilot: float
+    apart: bool = False
     started: int = 0
     share: float = 0.0
     pending: int = 0
@@ -59,7 +61,10 @@ class TimeLeft:
     def __init__(self, facts: Mapping[str, Any], now: float) -> None:
         rows: Sequence[Mapping[str, Any]] = facts.get("rungs") or ()
         self._rungs = {
-            row["rung"]: _Rung(row["candidates"], row.get("seconds", 0.0) / max(1, row["candidates"])) for row in rows
+            row["rung"]: _Rung(
+                row["candidates"], row.get("seconds", 0.0) / max(1, row["candidates"]), row.get("per") == "supernet"
+            )
+            for row in rows
         }
         self._timeout: float | None = facts.get("timeout")
         self._start = self._since = now
@@ -73,10 +78,10 @@ class TimeLeft:
         self._ended = rung == FINAL_LATENCY
         self._current, self._since = rung, now
         if rung in self._rungs:
-            row, first = self._rungs[rung], next(iter(self._rungs.values()))
+            row, first = self._rungs[rung], next((row for row in self._rungs.values() if not row.apart), None)
             row.pending = total
             row.started += total
-            row.share = first.started / max(1, first.planned)
+            row.share = 0.0 if first is None or row.apart else first.started / max(1, first.planned)
 
     def step(self, rung: str, now: float) -> None:
         """One candidate of a rung is done."""
@@ -106,10 +111,13 @@ class TimeLeft:
         """Return how many candidates each rung still gets, at least those that it has now."""
         found: dict[str, float] = {}
         most = math.inf
-        names = list(self._rungs)
+        names = [name for name, row in self._rungs.items() if not row.apart]
         for name, row in self._rungs.items():
             if name == FINAL_LATENCY:
                 found[name] = 1.0
+                continue
+            if row.apart:  # sets of shared weights are trained, no candidates are narrowed down
+                found[name] = max(0.0 if self._ended else row.planned - len(row.durations), row.pending, 0.0)
                 continue
             last = name == names[0] or names[names.index(name) + 1 :] in ([], [FINAL_LATENCY])
             most = min(most, row.planned if last else row.total)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nasdistill.errors import ConfigError, NasdistillError, one_line
 from nasdistill.host.importing import ISOLATED
-from nasdistill.spec.component import Kind
+from nasdistill.spec.component import Kind, SearchSpaceSpec
 
 if TYPE_CHECKING:
     from nasdistill.host.manager import Host
@@ -93,12 +93,25 @@ def search_setting(config: RunConfig, host: Host) -> SearchSetting:
     """Return what a strategy may depend on, of a configuration whose components are all installed."""
     from nasdistill.interfaces import SearchSetting
 
+    ids = [host.canonical(Kind.SEARCH_SPACE, item.name) for item in config.space]
+    spaces, elastic = short_names(ids), _elastic(host)
     return SearchSetting(
-        spaces=tuple(short_names(host.canonical(Kind.SEARCH_SPACE, item.name) for item in config.space)),
+        spaces=tuple(spaces),
         targets=tuple(host.canonical(Kind.TARGET, item.name) for item in config.target),
         proxies=tuple(short_names(host.canonical(Kind.PROXY, item.name) for item in config.proxy)),
         trials=config.search.trials,
+        supernets=tuple(name for name, identifier in zip(spaces, ids, strict=True) if identifier in elastic),
+        elastic=tuple(short_names(elastic)),
     )
+
+
+def _elastic(host: Host) -> list[str]:
+    """Return the ids of all installed spaces that can train shared weights."""
+    return [
+        record.id
+        for record in host.specs(Kind.SEARCH_SPACE)
+        if isinstance(record.spec, SearchSpaceSpec) and record.spec.tags.supernet
+    ]
 
 
 def short_names(identifiers: Iterable[str]) -> list[str]:

@@ -26,20 +26,21 @@ from nasdistill.interfaces.proxy import Proxy, ProxyInput, ProxyScore
 from nasdistill.interfaces.recipe import Recipe, RecipeRunner, Stage, StageResult
 from nasdistill.interfaces.signals import ModelGeometry, Signal, Site, SiteNeeds, SiteShape, Trace
 from nasdistill.interfaces.space import InheritReport, ModelingSource, SearchSpace, StockModel, SubSpace, Supernet
-from nasdistill.interfaces.strategy import Candidate, SearchSession, SearchSetting, Strategy
+from nasdistill.interfaces.strategy import INHERITED, Candidate, SearchSession, SearchSetting, SharedWeights, Strategy
 from nasdistill.interfaces.target import Availability, Prepared, PrepareRequest, Target
 from nasdistill.interfaces.task import Evaluation, Metric, Split, Task
 from nasdistill.interfaces.teacher import SingleTeacher, Teacher, TeacherSession, Tracer
 from nasdistill.interfaces.transform import Transform, Transformed
 
 __all__ = [
-    "AttentionContext", "AttentionCore", "AttentionGeometry", "AttentionMask", "AttentionResult", "AttentionView",
-    "Availability", "Batch", "Candidate", "Component", "ComponentFactory", "DataReducer", "Diagnostic",
+    "INHERITED", "AttentionContext", "AttentionCore", "AttentionGeometry", "AttentionMask", "AttentionResult",
+    "AttentionView", "Availability", "Batch", "Candidate", "Component", "ComponentFactory", "DataReducer", "Diagnostic",
     "DistillationLoss", "Evaluation", "Example", "ExportRequest", "Exporter", "Finding", "InheritReport", "Metric",
     "ModelAttention", "ModelGeometry", "ModelingSource", "ModuleAttention", "PrepareRequest", "Prepared", "Proxy",
-    "ProxyInput", "ProxyScore", "Recipe", "RecipeRunner", "ReducedData", "ReportSection", "RotaryEmbedding", "SamplerFactory",
-    "SearchSession", "SearchSetting", "SearchSpace", "Section", "Signal", "SingleTeacher", "Site", "SiteNeeds",
-    "SiteShape", "Split", "Stage", "StageResult", "StepInfo", "StockModel", "Strategy", "SubSpace", "Supernet",
-    "Target", "Task", "Teacher", "TeacherInfo", "TeacherSession", "Terms", "TextInfo", "TokenLayout", "Trace",
-    "Tracer", "Transform", "Transformed", "WeightSource", "refuse_undeclared", "static_shape",
+    "ProxyInput", "ProxyScore", "Recipe", "RecipeRunner", "ReducedData", "ReportSection", "RotaryEmbedding",
+    "SamplerFactory", "SearchSession", "SearchSetting", "SearchSpace", "Section", "SharedWeights", "Signal",
+    "SingleTeacher", "Site", "SiteNeeds", "SiteShape", "Split", "Stage", "StageResult", "StepInfo", "StockModel",
+    "Strategy", "SubSpace", "Supernet", "Target", "Task", "Teacher", "TeacherInfo", "TeacherSession", "Terms",
+    "TextInfo", "TokenLayout", "Trace", "Tracer", "Transform", "Transformed", "WeightSource", "refuse_undeclared",
+    "static_shape",
 ]  # fmt: skip

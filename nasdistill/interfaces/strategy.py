@@ -11,10 +11,14 @@ from typing import Any, Literal, Protocol
 from nasdistill.interfaces.base import Component
 from nasdistill.interfaces.task import Evaluation
 from nasdistill.spec.architecture import Architecture
+from nasdistill.spec.config import ObjectiveConfig
 from nasdistill.spec.io import Cost
 from nasdistill.spec.measurement import Budget, TargetReport
 
 State = Literal["running", "complete", "pruned", "failed"]
+
+INHERITED = "inherited"
+"""Name of the rung in which candidates are scored with shared weights, and of the score among their proxies."""
 
 
 @dataclass(slots=True)
@@ -35,6 +39,7 @@ class Candidate:
         results: rung -> evaluation on validation after it; only results of one rung are comparable.
         reason: why it was pruned or failed.
         constraints: name -> violation as a share of the limit (<= 0 is feasible).
+        start: id of the shared weights that its training starts from; empty: as the run says, from the teacher's.
     """
 
     number: int
@@ -50,6 +55,7 @@ class Candidate:
     results: dict[str, Evaluation] = field(default_factory=dict)
     reason: str = ""
     constraints: dict[str, float] = field(default_factory=dict)
+    start: str = ""
 
     @property
     def feasible(self) -> bool:
@@ -71,12 +77,37 @@ class SearchSetting:
         targets: the targets' canonical ids, the primary one first.
         proxies: the proxies' names, as :attr:`SearchSession.proxies` has them.
         trials: how many trials the user asked for.
+        supernets: those of `spaces` that can train shared weights.
+        elastic: all installed spaces that can, to choose from.
     """
 
     spaces: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     proxies: tuple[str, ...] = ()
     trials: int = 1
+    supernets: tuple[str, ...] = ()
+    elastic: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SharedWeights:
+    """One set of weights for all architectures of a sub-space, trained or still to be.
+
+    Attributes:
+        id: names it within the run (``"encoder-tiny"``).
+        space: the space's name in the run.
+        subspace: the sub-space's name; empty for the whole space.
+        size: how many architectures it has at most.
+        trained: whether it is.
+        failure: why its training ended without weights.
+    """
+
+    id: str
+    space: str
+    subspace: str = ""
+    size: int = 1
+    trained: bool = False
+    failure: str = ""
 
 
 class SearchSession(Protocol):
@@ -176,6 +207,61 @@ class SearchSession(Protocol):
         validation.
         """
 
+    def supernets(self) -> tuple[SharedWeights, ...]:
+        """Return every set of shared weights that can be trained: one for each named sub-space of each space with a
+        supernet, one for the whole of a space without sub-spaces.
+        """
+
+    def train_supernet(
+        self,
+        shared: SharedWeights,
+        epochs: int,
+        *,
+        objective: ObjectiveConfig | None = None,
+        lr: float | None = None,
+        others: int = 2,
+    ) -> SharedWeights:
+        """Train shared weights, started from the teacher's, by the sandwich step, and return them as trained or failed.
+
+        A training that was killed goes on from its checkpoint; one that is finished is not done again.
+
+        Args:
+            shared: one of :meth:`supernets`.
+            epochs: passes over the training data.
+            objective: the losses; None takes the run's.
+            lr: peak learning rate; None takes the run's.
+            others: random sub-networks of a step beside the largest and the smallest.
+        """
+
+    def members(
+        self, shared: SharedWeights, n: int, *, near: Sequence[Candidate] = (), changes: int = 1
+    ) -> list[Architecture]:
+        """Return up to `n` new architectures of a sub-space that keep the limits on parameters and MACs.
+
+        Where it has no more than `n` points, all that are new, in their order; else random ones, or each one mutation
+        (of up to `changes` axes) away from one of `near` in turn.
+        """
+
+    def inherited(
+        self,
+        candidates: Sequence[Candidate],
+        shared: SharedWeights,
+        *,
+        by: Literal["loss", "metric"] = "loss",
+        samples: int = 256,
+    ) -> list[Candidate]:
+        """Rung ``inherited``: score each candidate with its part of trained shared weights, on the validation split.
+
+        The score stands among the candidate's proxies as ``inherited``, higher is better. From here on the candidate
+        starts from these weights: so it is measured, and so its distillation begins.
+
+        Args:
+            candidates: members of the sub-space.
+            shared: trained weights.
+            by: the objective that they were trained on, negated, or the task's metric.
+            samples: held-out samples for the objective; the metric takes all.
+        """
+
     def orient(self, score: float) -> float:
         """Return a score of the task's metric so that lower is better."""
 
@@ -227,6 +313,7 @@ class Strategy(Component, ABC):
         """Return the rungs with their expected number of candidates and epochs, for the plan shown before the run.
 
         Each row has ``rung``, ``candidates`` and, for distillation rungs, ``epochs`` per candidate; a ``note`` is
-        shown beside them.
+        shown beside them. A row with ``"per": "supernet"`` is meant for each of :meth:`SearchSession.supernets`;
+        ``passes`` says how many students' work one of its epochs is.
         """
         return []

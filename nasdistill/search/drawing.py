@@ -6,6 +6,8 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from nasdistill.distill.subnetworks import contains, draw_member, members, raw_count
+from nasdistill.interfaces import SearchSpace, SubSpace
 from nasdistill.search.advice import Advice
 from nasdistill.search.limits import Limits
 from nasdistill.search.parts import Parts
@@ -78,7 +80,38 @@ class Drawing:
         self.origins |= dict.fromkeys(found, "neighbour")
         return found
 
-    def _fresh(self, n: int, sources: Sequence[Callable[[], Architecture]], feasible: bool) -> list[Architecture]:
+    def members(
+        self,
+        space: SearchSpace,
+        subspace: SubSpace,
+        n: int,
+        rng: random.Random,
+        *,
+        parents: Sequence[Architecture] = (),
+        changes: int = 1,
+    ) -> list[Architecture]:
+        """Return up to `n` new ones of a sub-space within the limits: all, where there are no more; else random ones
+        or, with `parents`, ones that are a mutation away from one of them in turn.
+        """
+        if parents:
+            sources = [partial(space.mutate, parent, rng, changes) for parent in parents]
+            found = self._fresh(n, sources, True, lambda architecture: contains(space, subspace, architecture))
+            origin = "neighbour"
+        elif raw_count(space, subspace) <= n:
+            new = (architecture for architecture in members(space, subspace) if architecture not in self.seen)
+            found, origin = [architecture for architecture in new if self._fits(architecture)], "given"
+        else:
+            found, origin = self._fresh(n, [partial(draw_member, space, subspace, rng)], True), "spread"
+        self.origins |= dict.fromkeys(found, origin)
+        return found
+
+    def _fresh(
+        self,
+        n: int,
+        sources: Sequence[Callable[[], Architecture]],
+        feasible: bool,
+        allowed: Callable[[Architecture], bool] = lambda architecture: True,
+    ) -> list[Architecture]:
         """Draw from the sources in turn, leaving out what was proposed before; give up where nothing new comes."""
         found: list[Architecture] = []
         attempts = _GIVE_UP_FITTING if feasible and self.limits.on_size else GIVE_UP
@@ -86,7 +119,7 @@ class Drawing:
             if len(found) == n:
                 break
             architecture = sources[attempt % len(sources)]()
-            new = architecture not in self.seen and architecture not in found
+            new = architecture not in self.seen and architecture not in found and allowed(architecture)
             if new and (not feasible or self._fits(architecture)):
                 found.append(architecture)
         return found

@@ -35,6 +35,9 @@ class Event:
 FINAL_LATENCY = "final latency"
 """The rung in which the front is timed on every target, head to head with the teacher."""
 
+SUPERNET = "supernet"
+"""The rung in which shared weights are trained, one set after the other."""
+
 Listener = Callable[[Event], None]
 
 

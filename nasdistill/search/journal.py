@@ -145,6 +145,7 @@ def outcome_json(candidate: Candidate, record: Mapping[str, Any]) -> dict[str, A
         "epochs": candidate.epochs,
         "constraints": candidate.constraints,
         "results": {rung: asdict(result) for rung, result in candidate.results.items()},
+        "start": candidate.start,
         **record,
     }
 
@@ -166,4 +167,5 @@ def candidate_from_json(value: Mapping[str, Any]) -> Candidate:
         results={rung: Evaluation(**result) for rung, result in value.get("results", {}).items()},
         reason=value.get("reason", ""),
         constraints=dict(value.get("constraints", {})),
+        start=value.get("start", ""),
     )

@@ -7,11 +7,13 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 
+import torch
+
 from nasdistill.distill import train
 from nasdistill.errors import ISOLATED
-from nasdistill.interfaces import SearchSpace
+from nasdistill.interfaces import INHERITED, SearchSpace
 from nasdistill.measure.proxies import ProxyOutcome
-from nasdistill.search.events import FINAL_LATENCY, Event
+from nasdistill.search.events import FINAL_LATENCY, SUPERNET, Event
 from nasdistill.search.parts import Parts, parameter_count, space_summary
 from nasdistill.search.session import Session
 from nasdistill.search.summary import abbreviated
@@ -44,9 +46,14 @@ def make_plan(parts: Parts, session: Session, notes: Sequence[str] = ()) -> Even
     )
     lines.append(f"targets  {', '.join(session.meters)}")
     rows = parts.components.strategy.plan(session.trials)
-    seconds = pilot(parts, session)
     for row in rows:
-        cost = seconds["epoch"] * row["epochs"] if "epochs" in row else seconds.get(row["rung"], 0.0)
+        if row.get("per") == SUPERNET:
+            row["candidates"] *= len(session.supernets())
+    seconds = pilot(parts, session, scoring=any(row["rung"] == INHERITED for row in rows))
+    for row in rows:
+        cost = seconds.get(row["rung"], 0.0)
+        if "epochs" in row:
+            cost = seconds["epoch"] * row["epochs"] * row.get("passes", 1)
         row["seconds"] = cost * row["candidates"]
         detail = f", {row['epochs']} epoch{'s' * (row['epochs'] != 1)} each" if "epochs" in row else ""
         detail += f" ({row['note']})" if "note" in row else ""
@@ -66,8 +73,10 @@ def make_plan(parts: Parts, session: Session, notes: Sequence[str] = ()) -> Even
     return Event("plan", "\n".join(lines), facts={"rungs": rows, "seconds": total, "timeout": timeout})
 
 
-def pilot(parts: Parts, session: Session) -> dict[str, float]:
+def pilot(parts: Parts, session: Session, *, scoring: bool = False) -> dict[str, float]:
     """Return mean seconds of the proxies, of one measurement and of one epoch, over one candidate per space.
+
+    With `scoring` also those of a pass over the validation split, which an inherited score is.
 
     The rungs let mostly small candidates through, so the pilot takes the second smallest of nine random ones. The
     timed epoch comes after one with the same data: what the teacher does once for all students is not counted.
@@ -75,7 +84,7 @@ def pilot(parts: Parts, session: Session) -> dict[str, float]:
     Raises:
         NasdistillError: all proxies that decide fail on everything.
     """
-    found: dict[str, list[float]] = {"proxies": [], "latency": [], "epoch": []}
+    found: dict[str, list[float]] = {"proxies": [], "latency": [], "epoch": [], INHERITED: []}
     failures: list[dict[str, str | None]] = []
     further: list[tuple[SearchSpace, Architecture]] = []
     task, config = parts.task, parts.config
@@ -96,6 +105,12 @@ def pilot(parts: Parts, session: Session) -> dict[str, float]:
             start = time.monotonic()
             session.meters[session.primary_target].report(model.cpu(), session.example(), name="pilot")
             found["latency"].append(time.monotonic() - start)
+            if scoring:
+                start = time.monotonic()
+                with torch.no_grad():
+                    for batch in task.batches("validation", batch_size=config.training.batch_size):
+                        task.forward(model, batch)
+                found[INHERITED].append(time.monotonic() - start)
             result = train(
                 model,
                 task,

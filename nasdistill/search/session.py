@@ -16,17 +16,18 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from optuna.trial import TrialState
 from torch import nn
 
+from nasdistill.distill.stepping import EpochReport
 from nasdistill.errors import ISOLATED, UsageError, is_fatal
-from nasdistill.interfaces import Candidate, Evaluation, SearchSpace
+from nasdistill.interfaces import INHERITED, Candidate, Evaluation, SearchSpace, SharedWeights
 from nasdistill.measure import Meter
 from nasdistill.search.drawing import GIVE_UP, Drawing
-from nasdistill.search.events import FINAL_LATENCY, Event, Listener, many
+from nasdistill.search.events import FINAL_LATENCY, SUPERNET, Event, Listener, many
 from nasdistill.search.journal import Journal
 from nasdistill.search.limits import Limits
 from nasdistill.search.pareto import non_dominated, rank_order
@@ -39,6 +40,7 @@ from nasdistill.search.work import Job, Outcome, StopSearch, Workbench, epoch_li
 from nasdistill.search.workers import Crew, Here
 from nasdistill.seeds import derive_seed
 from nasdistill.spec.architecture import Architecture
+from nasdistill.spec.config import ObjectiveConfig
 from nasdistill.spec.io import Cost
 from nasdistill.spec.measurement import Budget, TargetReport
 from nasdistill.store import RunDirectory
@@ -241,6 +243,64 @@ class Session:
         names = set(self.parts.components.proxies)
         return self._rung("proxies", "proxies", candidates, lambda c: names <= set(c.proxies))
 
+    # ---- shared weights -------------------------------------------------------------------------------------------
+
+    def supernets(self) -> tuple[SharedWeights, ...]:
+        """Return every set of shared weights that can be trained."""
+        return self.bench.shelf.all()
+
+    def train_supernet(
+        self,
+        shared: SharedWeights,
+        epochs: int,
+        *,
+        objective: ObjectiveConfig | None = None,
+        lr: float | None = None,
+        others: int = 2,
+    ) -> SharedWeights:
+        """Train shared weights in this process, or take them from the run's folder; see the interface."""
+        shelf, start = self.bench.shelf, time.monotonic()
+        label = f"supernet {shared.id}"
+        self.listener(Event("rung", f"{label}: {many(epochs, 'epoch')}", SUPERNET, total=1))
+
+        def on_epoch(report: EpochReport) -> None:
+            text = f"{label}: epoch {report.epoch + 1} of {epochs}, loss {report.terms['total']:.4g}"
+            self.listener(Event("epoch", text, SUPERNET, facts={"epoch": report.epoch, **report.terms}))
+
+        found = shelf.train(
+            shared, epochs, objective=objective, lr=lr, others=others,
+            message=lambda text: self.listener(Event("message", text)), on_epoch=on_epoch, should_stop=self.should_stop,
+        )  # fmt: skip
+        self.spent(SUPERNET, time.monotonic() - start)
+        if found is None:
+            raise StopSearch
+        text = f"{label}: {found.failure}" if found.failure else f"{label}: trained"
+        self.listener(Event("step", text, SUPERNET, 1, 1))
+        return found
+
+    def members(
+        self, shared: SharedWeights, n: int, *, near: Sequence[Candidate] = (), changes: int = 1
+    ) -> list[Architecture]:
+        """Return up to `n` new architectures of a sub-space within the limits on size; see the interface."""
+        space, subspace = self.bench.shelf.place(shared)
+        parents = [self.arch(c) for c in near]
+        return self.drawing.members(space, subspace, n, self.rng("members"), parents=parents, changes=changes)
+
+    def inherited(
+        self,
+        candidates: Sequence[Candidate],
+        shared: SharedWeights,
+        *,
+        by: Literal["loss", "metric"] = "loss",
+        samples: int = 256,
+    ) -> list[Candidate]:
+        """Rung ``inherited``: score each candidate with its part of trained shared weights; see the interface."""
+        return self._rung(
+            INHERITED, INHERITED, candidates, lambda c: INHERITED in c.proxies, start=shared.id, by=by, samples=samples
+        )
+
+    # ---- latency and distillation ---------------------------------------------------------------------------------
+
     def measure(
         self, candidates: Sequence[Candidate], *, budget: Budget | None = None, together: bool = False
     ) -> list[Candidate]:
@@ -370,7 +430,8 @@ class Session:
 
     def build(self, candidate: Candidate) -> nn.Module:
         """Return the candidate's network: trained weights where there are any, else its start, in eval mode."""
-        return self.bench.build(self.arch(candidate), candidate.number, candidate.epochs, self._weights(candidate))
+        arch, number, epochs = self.arch(candidate), candidate.number, candidate.epochs
+        return self.bench.build(arch, number, epochs, self._weights(candidate), start=candidate.start)
 
     def example(self) -> tuple[torch.Tensor, ...]:
         """Return one sample, the input of every latency measurement."""
@@ -391,6 +452,9 @@ class Session:
         *,
         epochs: int = 0,
         budget: Budget | None = None,
+        start: str | None = None,
+        by: str = "loss",
+        samples: int = 0,
     ) -> list[Candidate]:
         """Have a rung done for each candidate that is alive and has not had it; return those still alive."""
         key = f"{rung} {epochs}" if epochs else rung
@@ -400,7 +464,13 @@ class Session:
         shown = self.progress.begin(rung, len(todo), len(replayed))
         if not todo:
             return [c for c in candidates if c.alive]
-        jobs = [Job(kind, rung, c.number, self.arch(c), c.epochs, self._weights(c), epochs, budget) for c in todo]
+        jobs = [
+            Job(
+                kind, rung, c.number, self.arch(c), c.epochs, self._weights(c), epochs, budget,
+                c.start if start is None else start, by, samples,
+            )
+            for c in todo
+        ]  # fmt: skip
         if kind == "distill" and self.parallel > 1:
             # The longest first: a large one that comes last would keep one worker busy and the others waiting.
             macs = {c.number: c.cost.macs if c.cost else 0 for c in todo}
@@ -443,6 +513,8 @@ class Session:
             candidate.constraints |= self.limits.size(candidate.cost)
         elif kind == "proxies":
             candidate.proxies |= entry["proxies"]
+        elif kind == INHERITED:
+            candidate.proxies[INHERITED], candidate.start = entry["value"], entry["start"]
         elif kind == "latency":
             candidate.targets[entry["target"]] = TargetReport.from_json(entry["report"])
             candidate.constraints |= self.limits.latency(candidate.targets[self.primary_target].latency)

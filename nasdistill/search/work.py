@@ -22,6 +22,7 @@ from nasdistill.interfaces import SearchSpace
 from nasdistill.measure import Meter
 from nasdistill.measure.proxies import ProxyOutcome, run_proxy
 from nasdistill.search.parts import Parts
+from nasdistill.search.shared import SupernetShelf
 from nasdistill.seeds import derive_seed, seeded
 from nasdistill.spec.architecture import Architecture
 from nasdistill.spec.io import Cost
@@ -41,7 +42,7 @@ class Job:
     """One rung for one candidate.
 
     Attributes:
-        kind: ``static``, ``proxies``, ``latency`` or ``distill``.
+        kind: ``static``, ``proxies``, ``inherited``, ``latency`` or ``distill``.
         rung: name of the rung, which seeds depend on.
         number: trial number.
         architecture: what is worked on.
@@ -49,6 +50,8 @@ class Job:
         weights_sha256: hash of the file with those weights.
         epochs: for ``distill``, epochs in all afterwards.
         budget: for ``latency``, instead of the meter's own.
+        start: id of the shared weights that an untrained network takes its own from; empty: the teacher's.
+        by, samples: for ``inherited``, as :meth:`nasdistill.interfaces.SearchSession.inherited` takes them.
     """
 
     kind: str
@@ -59,6 +62,9 @@ class Job:
     weights_sha256: str | None = None
     epochs: int = 0
     budget: Budget | None = None
+    start: str = ""
+    by: str = "loss"
+    samples: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +73,9 @@ class Outcome:
 
     Attributes:
         found: JSON-able values, by the job's kind: ``static`` -> ``cost``; ``proxies`` -> ``proxies``, ``problems``,
-            ``proxy_seconds``; ``latency`` -> ``target``, ``report``; ``distill`` -> ``evaluation``, ``steps``,
-            ``skipped_losses``, ``history``, ``weights_sha256``. Inherited tensors are told as ``inherited``.
+            ``proxy_seconds``; ``inherited`` -> ``value``, ``start`` and what it is made of; ``latency`` -> ``target``,
+            ``report``; ``distill`` -> ``evaluation``, ``steps``, ``skipped_losses``, ``history``, ``weights_sha256``.
+            Inherited tensors are told as ``inherited``.
         failure: why the trial failed, None when it did not.
         fatal: the machine and not the candidate is to blame (a full disk): the run cannot go on.
         seconds: wall time.
@@ -103,7 +110,8 @@ class Workbench:
         self.parts = parts
         self.meters = dict(meters)
         self.seed = parts.config.search.seed
-        self._inherited: dict[str, int] = {}
+        self.shelf = SupernetShelf(run, parts)
+        self._inherited: dict[str, Any] = {}
 
     def do(
         self, job: Job, *, progress: Progress | None = None, should_stop: Callable[[], bool] | None = None
@@ -120,6 +128,10 @@ class Workbench:
                 found = self._static(job)
             elif job.kind == "proxies":
                 found = self._proxies(job)
+            elif job.kind == "inherited":
+                model = self._start(job)
+                score = self.shelf.score(job.start, model, job.architecture, by=job.by, samples=job.samples)
+                found = {"start": job.start, **score}
             elif job.kind == "latency":
                 found = self._latency(job)
             else:
@@ -172,14 +184,14 @@ class Workbench:
 
     def _latency(self, job: Job) -> dict[str, Any]:
         name, meter = next(iter(self.meters.items()))
-        model = self.build(job.architecture, job.number, job.trained, job.weights_sha256).cpu()
+        model = self._start(job).cpu()
         report = meter.report(model, self.example(), f"trial{job.number:04d}", job.budget)
         return {"target": name, "report": report.to_json()}
 
     def _distill(self, job: Job, progress: Progress | None, should_stop: Callable[[], bool] | None) -> dict[str, Any]:
         parts, arch = self.parts, job.architecture
         config = parts.config
-        model = self.build(arch, job.number, job.trained, job.weights_sha256).to(parts.device)
+        model = self._start(job).to(parts.device)
         objective, training = self.space(arch).teaching(arch, config.objective, config.training)
         checkpoint = self.run.trial(job.number) / f"checkpoint-{job.epochs:04d}.safetensors"
 
@@ -223,6 +235,10 @@ class Workbench:
 
     # ---- models ---------------------------------------------------------------------------------------------------
 
+    def _start(self, job: Job) -> nn.Module:
+        """Return the network that a job begins with."""
+        return self.build(job.architecture, job.number, job.trained, job.weights_sha256, start=job.start)
+
     def space(self, arch: Architecture) -> SearchSpace:
         """Return the space an architecture belongs to."""
         return self.parts.space_of(arch)
@@ -235,17 +251,30 @@ class Workbench:
         weights_sha256: str | None = None,
         *,
         inherit: bool = True,
+        start: str = "",
     ) -> nn.Module:
         """Return a candidate's network in eval mode: trained weights where it has any, else as it starts.
 
+        Args:
+            arch: what to build.
+            number: trial number.
+            trained: epochs that its weights have had.
+            weights_sha256: hash of the file with those.
+            inherit: False leaves fresh weights.
+            start: id of the shared weights that an untrained network starts from; empty: the teacher's.
+
         Raises:
-            UsageError: the file with the weights is damaged or not the one that was recorded.
+            UsageError: a file with weights is damaged or not the one that was recorded.
         """
         space = self.space(arch)
         with seeded(self.seed, "init", arch.fingerprint):
             model = space.build(arch, self.parts.task.io)
         if inherit and trained > 0:
             model.load_state_dict(load_weights(self.run.weights(number, trained), weights_sha256))
+        elif inherit and start:
+            model.load_state_dict(self.shelf.extracted(start, arch))
+            total = sum(parameter.numel() for parameter in model.parameters())
+            self._inherited = {"copied": total, "total": total, **self.shelf.origin(start)}
         elif inherit and self.parts.config.training.inherit:
             report = space.inherit(model, arch, self.parts.teacher.model, calibration=self.parts.calibration)
             if report is not None:

@@ -25,6 +25,13 @@ def nasdistill_strategies() -> list[StrategySpec]:
             references=("arXiv:2303.15678", "arXiv:1802.01548"),
         ),
         StrategySpec(
+            "supernet",
+            "nasdistill_strategies.supernet:SupernetSearch",
+            "Weights of all students of a sub-space trained at once; search by inherited score, the best distilled.",
+            options="nasdistill_strategies.supernet:SupernetOptions",
+            references=("arXiv:2201.12507", "arXiv:1903.05134"),
+        ),
+        StrategySpec(
             "random",
             "nasdistill_strategies.flat:Flat",
             "Every proposal is distilled in full, without rungs: the baseline for any strategy.",

@@ -31,7 +31,9 @@ def run(subject: Subject, **changes: Any) -> PlannedSession:
     values["trials"] = strategy.trials(values["trials"])
     session = PlannedSession(space, DIGITS, **values)
     protocol: SearchSession = session
-    setting = SearchSetting(("tiny",), (session.primary_target,), tuple(session.proxies), values["trials"])
+    setting = SearchSetting(
+        ("tiny",), (session.primary_target,), tuple(session.proxies), values["trials"], ("tiny",), ("tiny",)
+    )
     with subject.seeded():
         strategy.check(setting)
         strategy.run(protocol)

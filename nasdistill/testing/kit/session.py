@@ -10,11 +10,15 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
 
-from nasdistill.interfaces import Candidate, Evaluation, SearchSpace
+from nasdistill.distill.subnetworks import WHOLE, find_subspace, members, raw_count
+from nasdistill.interfaces import INHERITED, Candidate, Evaluation, SearchSpace, SharedWeights
 from nasdistill.search.pareto import non_dominated, rank_order
 from nasdistill.seeds import derive_seed
 from nasdistill.spec.architecture import Architecture
+from nasdistill.spec.config import ObjectiveConfig
 from nasdistill.spec.io import IOSpec
 from nasdistill.spec.measurement import Budget, Latency, TargetReport
 from nasdistill.testing.registry import CheckFailed
@@ -170,7 +174,7 @@ class PlannedSession:
         def work(candidate: Candidate) -> None:
             arch = _arch(candidate)
             noise = random.Random(derive_seed(0, "proxy", arch.id)).gauss(0, 0.02)
-            candidate.proxies = {
+            candidate.proxies |= {
                 "proxies:params": float(self.space.cost(arch, self.io).params),
                 "local:planted": self.quality(arch) + noise,
                 "local:moody": None if candidate.number % 5 == 4 else self.quality(arch),
@@ -210,6 +214,60 @@ class PlannedSession:
         """Return the score that an architecture reaches in the end: grows with its size, and has a part of its own."""
         size = math.log(self.space.cost(arch, self.io).params)
         return 0.5 + 0.03 * size + 0.1 * random.Random(derive_seed(0, "quality", arch.id)).random()
+
+    # -- shared weights -----------------------------------------------------------------------------------------------
+
+    def supernets(self) -> tuple[SharedWeights, ...]:
+        """Return one set for each sub-space, or one for the whole space."""
+        return tuple(
+            SharedWeights(f"planned-{subspace.name}", "planned", subspace.name, raw_count(self.space, subspace))
+            for subspace in self.space.subspaces() or (WHOLE,)
+        )
+
+    def train_supernet(
+        self,
+        shared: SharedWeights,
+        epochs: int,
+        *,
+        objective: ObjectiveConfig | None = None,
+        lr: float | None = None,
+        others: int = 2,
+    ) -> SharedWeights:
+        """Take a set as trained."""
+        self._count()
+        self.operations += 1
+        return replace(shared, trained=True)
+
+    def members(
+        self, shared: SharedWeights, n: int, *, near: Sequence[Candidate] = (), changes: int = 1
+    ) -> list[Architecture]:
+        """Return up to `n` new architectures of the sub-space; there are no limits to keep."""
+        subspace = find_subspace(self.space, shared.subspace)
+        new = [arch for arch in members(self.space, subspace) if arch not in self._seen]
+        return self._rng("members").sample(new, min(n, len(new)))
+
+    def inherited(
+        self,
+        candidates: Sequence[Candidate],
+        shared: SharedWeights,
+        *,
+        by: Literal["loss", "metric"] = "loss",
+        samples: int = 256,
+    ) -> list[Candidate]:
+        """Rung ``inherited``: a noisy view of the truth.
+
+        Raises:
+            CheckFailed: the weights are not trained.
+        """
+        if not shared.trained:
+            raise CheckFailed(f"it scores with the shared weights {shared.id}, which are not trained")
+
+        def work(candidate: Candidate) -> None:
+            arch = _arch(candidate)
+            noise = random.Random(derive_seed(0, "inherited", arch.id)).gauss(0, 0.02)
+            candidate.proxies[INHERITED], candidate.start = self.quality(arch) + noise, shared.id
+
+        return self._rung(candidates, INHERITED, work)
 
     # -- ranking and telling ------------------------------------------------------------------------------------------
 
