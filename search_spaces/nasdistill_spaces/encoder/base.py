@@ -168,7 +168,13 @@ class EncoderSpace(SearchSpace):
             core.options.model_dump(mode="json") for core in (self._core(shape, layer) for layer in shape.layers)
         ]
         names = unique(layer.attention for layer in shape.layers)
-        return ModelingSource(encoder, config, {name: self._core_class(name) for name in names})
+        parts: dict[str, type] = {name: self._core_class(name) for name in names}
+        sizes = {"hidden_size": shape.hidden, "num_hidden_layers": len(shape.layers), "head_dim": shape.head_dim}
+        per_layer = {
+            index: {"num_attention_heads": layer.heads, "intermediate_size": layer.mlp}
+            for index, layer in enumerate(shape.layers)
+        }
+        return ModelingSource(encoder, config, parts, sizes, per_layer)
 
     def stock_model(self, arch: Architecture, io: IOSpec) -> StockModel | None:
         """Return the class of transformers where one has this shape: equal layers, softmax, heads that fill the

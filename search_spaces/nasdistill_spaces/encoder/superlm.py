@@ -19,10 +19,11 @@ import copy
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from nasdistill.errors import ArchitectureError
 from nasdistill.interfaces import Supernet
@@ -34,6 +35,18 @@ KEPT_NETWORKS = 512
 
 _Names = dict[str, tuple[str, tuple[int, ...]]]
 """Tensor of a sliced network -> the shared tensor it is the top-left part of, and its shape."""
+
+
+class _NoDraws(TorchFunctionMode):
+    """Leaves tensors as they are where fresh weights would be drawn: on the meta device that is slow, for nothing."""
+
+    skipped: ClassVar[frozenset[Any]] = frozenset({nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if func in self.skipped:
+            return given["tensor"] if "tensor" in given else args[0]
+        return func(*args, **given)
 
 
 class SuperLm(Supernet):
@@ -97,26 +110,25 @@ class SuperLm(Supernet):
 
     def extract(self, arch: Architecture) -> EncoderNet:
         """Return a stand-alone network with copied weights, in the same mode; the set architecture stays."""
-        names = self._skeleton(arch)[1]
-        like = next(self.shared.parameters())
-        with torch.device("meta"):
-            network = self._build(arch)
-        network = network.to(like.dtype).to_empty(device=like.device)
-        slices = self._slices(names)
-        with torch.no_grad():
-            for name, parameter in network.named_parameters():
-                parameter.copy_(slices[name])
+        network = self._empty(arch)
+        for name, tensor in self._slices(self._name_slices(network, arch)).items():
+            path, _, leaf = name.rpartition(".")
+            setattr(network.get_submodule(path), leaf, nn.Parameter(tensor.detach().clone()))
         return network.train(self.training)
 
     def _skeleton(self, arch: Architecture) -> tuple[EncoderNet, _Names]:
         """Return the network of `arch` without parameters, and what its tensors are slices of."""
-        with torch.device("meta"):  # takes no memory, and no numbers from the generators
-            network = self._build(arch)
+        network = self._empty(arch)
         names = self._name_slices(network, arch)
         for module in network.modules():
             for name in [name for name, parameter in module._parameters.items() if parameter is not None]:
                 del module._parameters[name]
         return network, names
+
+    def _empty(self, arch: Architecture) -> EncoderNet:
+        """Return the network of `arch` with weights that take no memory; no generator is asked for numbers."""
+        with torch.device("meta"), _NoDraws():
+            return self._build(arch)
 
     def _name_slices(self, network: EncoderNet, arch: Architecture) -> _Names:
         own = [name for name, _ in (*network.named_parameters(), *network.named_buffers()) if ".core." in name]
