@@ -8,7 +8,7 @@ from nasdistill.bridge.stock import open_stock
 from nasdistill.errors import TrialFailure, one_line
 from nasdistill.files import write_json
 from nasdistill.interfaces import ExportRequest, StockModel
-from nasdistill_exporters._files import BATCHES, answer, trial_inputs, write_tensors
+from nasdistill_exporters._files import BATCHES, answer, told, trial_inputs, write_tensors
 from nasdistill_exporters.heads import HfHead
 
 TOLERANCE = 1e-5
@@ -22,7 +22,7 @@ def write_stock(request: ExportRequest, stock: StockModel, head: HfHead) -> dict
         TrialFailure: ``"export_failed"``: transformers does not open it, or tensors are missing or left over;
             ``"parity"``: it computes something else.
     """
-    config = {"dtype": "float32", **head.config(request), **stock.config}
+    config = {"dtype": "float32", **stock.config, **head.config(request)}
     write_json(request.folder / "config.json", config)
     digest = write_tensors(stock.weights(request.model.state_dict()), request.folder / "model.safetensors")
     try:
@@ -35,7 +35,7 @@ def write_stock(request: ExportRequest, stock: StockModel, head: HfHead) -> dict
         raise TrialFailure("export_failed", f"the stock folder of {request.name} is not complete: {problems}")
     largest, compared = 0.0, list(trial_inputs(request, lengths=True))
     for inputs in compared:
-        expected, found = answer(request.model, inputs), answer(network, inputs)
+        expected, found = (told(request, inputs, answer(model, inputs)) for model in (request.model, network))
         if found.shape != expected.shape:
             raise TrialFailure("parity", f"stock gives {tuple(found.shape)}, the student {tuple(expected.shape)}")
         difference = float((found - expected).abs().max())

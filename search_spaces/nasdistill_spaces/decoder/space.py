@@ -259,7 +259,16 @@ class Decoder(SearchSpace):
             name: self._core_class(name, shape.heads != shape.kv_heads) for name in set(shape.attention)
         }
         config = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(shape).items()}
-        return ModelingSource(decoder, {**config, "attention_options": options}, parts)
+        sizes = {"hidden_size": shape.width, "num_hidden_layers": shape.layers, "head_dim": shape.head_dim}
+        per_layer = {
+            layer: {
+                "num_attention_heads": shape.heads[layer],
+                "num_key_value_heads": shape.kv_heads[layer],
+                "intermediate_size": shape.mlp[layer],
+            }
+            for layer in range(shape.layers)
+        }
+        return ModelingSource(decoder, {**config, "attention_options": options}, parts, sizes, per_layer)
 
     def inherit(
         self, student: nn.Module, arch: Architecture, teacher: nn.Module, *, calibration: Sequence[Batch] = ()
