@@ -14,8 +14,8 @@ written out by hand, a gate behind the context.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -42,7 +42,7 @@ from nasdistill.bridge.matching import (
 )
 from nasdistill.bridge.record import CallRecord
 from nasdistill.bridge.watching import AttentionCall
-from nasdistill.errors import MismatchError
+from nasdistill.errors import MismatchError, one_line
 from nasdistill.interfaces import (
     AttentionGeometry,
     AttentionView,
@@ -57,6 +57,7 @@ Run = Callable[[nn.Module], Any]
 """One forward on a tiny real batch: ``run(model)``."""
 
 _MAX_PREFIX = 8
+_TABLES = ("inv_freq", "cos", "sin")
 
 
 def attention_views(
@@ -83,7 +84,7 @@ def attention_views(
         if wanted is not None and layer not in wanted:
             continue
         for call in calls:
-            if _is_cross(done, call) == cross:
+            if is_cross(done, call) == cross:
                 found[layer] = _Reader(model, done, layer, call).view()
                 break
     missing = sorted((wanted or set()) - set(found))
@@ -161,6 +162,100 @@ def _split(x: Tensor, heads: int) -> Tensor:
     return x.reshape(*x.shape[:-1], heads, -1).transpose(1, 2)
 
 
+def layer_view(model: nn.Module, done: DryRun, layer: int, record: CallRecord) -> AttentionView:
+    """Return the view of one attention call of a dry run. Raises MismatchError when it has none."""
+    return _Reader(model, done, layer, record).view()
+
+
+# ---- views as data ---------------------------------------------------------------------------------------------------
+
+
+def pack_view(view: AttentionView) -> dict[str, Any]:
+    """Return all of a view but its numbers as plain data, from which :func:`unpack_view` reads it off another model."""
+    rotary = view.rotary
+    return {
+        "path": view.path,
+        "layer": view.layer,
+        "geometry": asdict(view.geometry),
+        "scale": view.scale,
+        "cross": view.cross,
+        "score_bias": view.score_bias,
+        "norms": list(view.norm_paths),
+        "rotary": None if rotary is None else {
+            "style": rotary.style, "dim": rotary.dim, "scaling": rotary.scaling,
+            **{name: None if x is None else x.tolist() for name, x in (
+                ("inv_freq", rotary.inv_freq), ("cos", rotary.cos), ("sin", rotary.sin))},
+        },
+        "sources": {
+            role: {"weight": source.weight, "bias": source.bias, "axis": source.axis, "index": _runs(source.index)}
+            for role, source in view.sources.items()
+        },
+    }  # fmt: skip
+
+
+def unpack_view(model: nn.Module, data: Mapping[str, Any], path: str) -> AttentionView:
+    """Return the view that `data` describes, with the weights of `model`.
+
+    Raises:
+        MismatchError: the model lacks a parameter, or it is too small.
+    """
+    rotary = data["rotary"]
+    if rotary is not None:
+        rotary = RotaryEmbedding(
+            rotary["style"], rotary["dim"], scaling=rotary["scaling"],
+            **{name: None if rotary[name] is None else torch.tensor(rotary[name]) for name in _TABLES},
+        )  # fmt: skip
+    sources = {
+        role: WeightSource(source["weight"], source["bias"], _from_runs(source["index"]), source["axis"])
+        for role, source in data["sources"].items()
+    }
+    geometry = dict(data["geometry"])
+    if geometry.get("layout") is not None:
+        grid = geometry["layout"]["grid"]
+        geometry["layout"] = TokenLayout(**{**geometry["layout"], "grid": None if grid is None else tuple(grid)})
+    try:
+        return _assembled(
+            model, sources, AttentionGeometry(**geometry), data["norms"], scale=data["scale"], rotary=rotary,
+            cross=data["cross"], path=path, layer=data["layer"], score_bias=data["score_bias"],
+        )  # fmt: skip
+    except (AttributeError, IndexError) as error:
+        raise MismatchError(
+            f"the attention of {path!r} in {type(model).__name__} is not the recorded one: {one_line(error)}"
+        ) from None
+
+
+def _assembled(
+    model: nn.Module,
+    sources: Mapping[str, WeightSource],
+    geometry: AttentionGeometry,
+    norms: Sequence[str | None],
+    **facts: Any,
+) -> AttentionView:
+    """Return a view with the weights of a model."""
+    parts = {role: _take(model, source, role) for role, source in sources.items()}
+    q_norm, k_norm = (None if norm is None else copy.deepcopy(model.get_submodule(norm)) for norm in norms)
+    return AttentionView(
+        w_q=parts["q"][0], w_k=parts["k"][0], w_v=parts["v"][0], w_o=parts["o"][0],
+        b_q=parts["q"][1], b_k=parts["k"][1], b_v=parts["v"][1], b_o=parts["o"][1],
+        geometry=geometry, q_norm=q_norm, k_norm=k_norm, norm_paths=(norms[0], norms[1]), sources=sources, **facts,
+    )  # fmt: skip
+
+
+def _runs(index: Tensor) -> list[list[int]]:
+    """Return an index as ``[start, stop)`` runs."""
+    found: list[list[int]] = []
+    for entry in index.tolist():
+        if found and entry == found[-1][1]:
+            found[-1][1] += 1
+        else:
+            found.append([entry, entry + 1])
+    return found
+
+
+def _from_runs(runs: Iterable[Sequence[int]]) -> Tensor:
+    return torch.cat([torch.arange(start, stop) for start, stop in runs])
+
+
 # ---- what a call is like ---------------------------------------------------------------------------------------------
 
 
@@ -205,7 +300,7 @@ def geometry_of(done: DryRun, layer: int, record: CallRecord, call: AttentionCal
     )
 
 
-def _is_cross(done: DryRun, record: CallRecord) -> bool:
+def is_cross(done: DryRun, record: CallRecord) -> bool:
     """Return whether queries and keys come from different sequences: no product feeds both from one input."""
     call = done.tensors[id(record)]
     if call is None:
@@ -276,20 +371,9 @@ class _Reader:
         sources = {role: self._source(match, role) for role, match in matches.items()}
 
         def build(model: nn.Module) -> AttentionView:
-            parts = {role: _take(model, source, role) for role, source in sources.items()}
-            return AttentionView(
-                w_q=parts["q"][0], w_k=parts["k"][0], w_v=parts["v"][0], w_o=parts["o"][0],
-                b_q=parts["q"][1], b_k=parts["k"][1], b_v=parts["v"][1], b_o=parts["o"][1],
-                geometry=geometry,
-                scale=call.scale * q.match.factor * k.match.factor,
-                rotary=rotary,
-                q_norm=None if q.norm is None else copy.deepcopy(model.get_submodule(q.norm)),
-                k_norm=None if k.norm is None else copy.deepcopy(model.get_submodule(k.norm)),
-                cross=cross,
-                path=self.path,
-                layer=self.layer,
-                score_bias=has_bias(call),
-                sources=sources,
+            return _assembled(
+                model, sources, geometry, (q.norm, k.norm), scale=call.scale * q.match.factor * k.match.factor,
+                rotary=rotary, cross=cross, path=self.path, layer=self.layer, score_bias=has_bias(call),
             )  # fmt: skip
 
         self._prove(build(self.done.model), q.match.product, k.match.product, output)

@@ -58,7 +58,7 @@ class AttentionCall:
         """Read the arguments of ``F.scaled_dot_product_attention``; None for shapes that are no heads of tokens."""
         given = {**dict(zip(_SDPA, args, strict=False)), **kwargs}
         q, k, v = given["query"], given["key"], given["value"]
-        mask, bias = _split_mask(given.get("attn_mask"))
+        mask, bias = split_mask(given.get("attn_mask"))
         scale = given.get("scale")
         if q.ndim == 3:  # one head without a head axis
             q, k, v, out = (tensor.unsqueeze(1) for tensor in (q, k, v, out))
@@ -102,12 +102,21 @@ def core_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tenso
     return given["q"], given["k"], given["v"], given["ctx"]
 
 
-def _split_mask(given: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+def split_mask(given: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """Return a kernel's mask argument as (bool mask, finite bias); entries near the type's minimum mean "never"."""
     if given is None or given.dtype == torch.bool:
         return given, None
     allowed = given > torch.finfo(given.dtype).min / 2
     return allowed, given.masked_fill(~allowed, 0.0)
+
+
+def opened_multi_head() -> Callable[..., Any]:
+    """Return ``F.multi_head_attention_forward`` without its own look for overrides, so that a mode sees inside it."""
+    original = F.multi_head_attention_forward
+    scope = {**original.__globals__, "has_torch_function": lambda _: False}
+    opened = types.FunctionType(original.__code__, scope, original.__name__, original.__defaults__)
+    opened.__kwdefaults__ = original.__kwdefaults__
+    return opened
 
 
 class WatchAttention(TorchFunctionMode):
@@ -142,15 +151,11 @@ class WatchAttention(TorchFunctionMode):
 
     def _open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run ``F.multi_head_attention_forward`` itself with this mode still on, so that what it calls is seen."""
-        original = F.multi_head_attention_forward
-        scope = {**original.__globals__, "has_torch_function": lambda _: False}
-        opened = types.FunctionType(original.__code__, scope, original.__name__, original.__defaults__)
-        opened.__kwdefaults__ = original.__kwdefaults__
         before = self._packed
         self._packed = _Packed(heads=kwargs["num_heads"] if "num_heads" in kwargs else args[4])
         try:
             with self:
-                return opened(*args, **kwargs)
+                return opened_multi_head()(*args, **kwargs)
         finally:
             self._packed = before
 
@@ -183,7 +188,7 @@ class _Packed:
             return None
         (q, k, given), v = self._first, args[1]
         self._first = None
-        mask, bias = _split_mask(given)
+        mask, bias = split_mask(given)
         depth = q.shape[-1]
         return AttentionCall(
             self._split(q) * math.sqrt(depth), self._split(k), self._split(v), self._split(out),

@@ -411,6 +411,7 @@ class AttentionView:
         score_bias: the model adds a bias to the scores (relative positions), which is not part of the view.
         sources: role (``"q"``, ``"k"``, ``"v"``, ``"o"``) -> where the matrix stands in the model; empty when the view
             was not read off a model.
+        norm_paths: dotted paths of `q_norm` and `k_norm` in the model.
     """
 
     w_q: Tensor
@@ -431,6 +432,7 @@ class AttentionView:
     layer: int = 0
     score_bias: bool = False
     sources: Mapping[str, WeightSource] = field(default_factory=dict)
+    norm_paths: tuple[str | None, str | None] = (None, None)
 
 
 class ModuleAttention(nn.Module, ABC):
