@@ -71,3 +71,24 @@ def save_random_model(folder: Path, family: Family, head: Head | None = None, *,
     with quiet():
         model.save_pretrained(folder)
     return str(folder)
+
+
+def save_random_denoiser(folder: Path, *, seed: int = 0, **sizes: Any) -> str:
+    """Save a small U-Net of diffusers with attention and random weights, for 10 x 10 grey images; return its folder.
+
+    Args:
+        folder: where.
+        seed: of the weights.
+        **sizes: other values of its configuration.
+    """
+    prepare_imports()
+    from diffusers import UNet2DModel
+
+    usual: dict[str, Any] = {
+        "sample_size": 10, "in_channels": 1, "out_channels": 1, "layers_per_block": 1, "block_out_channels": (8,),
+        "norm_num_groups": 4, "down_block_types": ("AttnDownBlock2D",), "up_block_types": ("AttnUpBlock2D",),
+        "attention_head_dim": 4,
+    }  # fmt: skip
+    with seeded(seed, "random denoiser"):
+        cast("Any", UNet2DModel)(**{**usual, **sizes}).save_pretrained(folder)
+    return str(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nasdistill import hookimpl
-from nasdistill.spec.component import TeacherSpec, TeacherTags
+from nasdistill.spec.component import Requirement, TeacherSpec, TeacherTags
 
 
 @hookimpl
@@ -17,6 +17,16 @@ def nasdistill_teachers() -> list[TeacherSpec]:
             options="nasdistill_teachers.builtin:BuiltinOptions",
             references=("arXiv:2106.14881",),
             tags=TeacherTags(locator="name of a bundled teacher"),
+        ),
+        TeacherSpec(
+            "diffusers",
+            "nasdistill_teachers.diffusers_model:DiffusersTeacher",
+            "A saved denoiser of diffusers, U-Net or transformer: `diffusers:./my-unet`.",
+            options="nasdistill_teachers.diffusers_model:DiffusersOptions",
+            requires=(Requirement("diffusers", "nasdistill[diffusers]"),),
+            references=("https://github.com/huggingface/diffusers",),
+            left_out="Loading, calling and sites only: tasks of diffusion and spaces of denoisers do not come with it.",
+            tags=TeacherTags(locator="folder of a denoiser or pipeline"),
         ),
         TeacherSpec(
             "hf",
