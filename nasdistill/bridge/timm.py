@@ -3,7 +3,8 @@
 The attention module of a block keeps its projections, norms and name; only its class is swapped for a subclass whose
 forward hands q, k and v to a core. So the state dict gains the core's own parameters and loses nothing, and the change
 survives deepcopy, pickle, gradient checkpointing and export. What was changed is a record of plain data: store it
-beside the weights and apply it to a fresh model before loading them::
+beside the weights and apply it to a fresh model before loading them. What works for any library, by a dry run, is in
+:mod:`nasdistill.bridge.attention`; here the structure of timm's ViT is known, so nothing has to be run::
 
     record = set_attention(model, {0: "flow", 2: ("window", {"window": 5})}, factory)
     ...
@@ -12,14 +13,23 @@ beside the weights and apply it to a fresh model before loading them::
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from nasdistill.bridge._torchvision import ensure
+from nasdistill.bridge.attention import (
+    AttentionRecord,
+    Choice,
+    VariantSpec,
+    attention_record,
+    clear_attention,
+    verify_attention,
+)
+from nasdistill.bridge.masks import MaskNature
+from nasdistill.bridge.swapping import Swap, SwappedAttention, swapped_class
 from nasdistill.errors import MismatchError
 from nasdistill.interfaces import (
     AttentionContext,
@@ -35,19 +45,20 @@ from nasdistill.spec.component import AttentionTags, Kind
 if TYPE_CHECKING:
     from nasdistill.spec.options import ComponentOptions
 
-Choice = str | tuple[str, Mapping[str, Any] | None]
-"""A variant by name, or by name and options."""
-
-
-class VariantSpec(TypedDict):
-    """Which core a module got, as data."""
-
-    variant: str
-    options: dict[str, Any]
-
-
-AttentionRecord = list[tuple[str, VariantSpec]]
-"""Dotted path of each changed attention module and its core; JSON turns the tuples into lists, which is accepted."""
+__all__ = [
+    "AttentionRecord",
+    "Choice",
+    "SwappedAttention",
+    "TimmAttention",
+    "VariantSpec",
+    "apply_attention",
+    "attention_record",
+    "attention_view",
+    "clear_attention",
+    "random_vit",
+    "set_attention",
+    "verify_attention",
+]
 
 
 def set_attention(
@@ -119,15 +130,6 @@ def apply_attention(
     return model
 
 
-def attention_record(model: nn.Module) -> AttentionRecord:
-    """Return the record of all swapped attention modules of a model; empty when there is none."""
-    return [
-        (path, VariantSpec(variant=module.variant, options=cast("Any", module.core).options.model_dump(mode="json")))
-        for path, module in model.named_modules()
-        if isinstance(module, SwappedAttention)
-    ]
-
-
 def random_vit(*, side: int = 32, width: int = 32, depth: int = 2, heads: int = 2, classes: int = 10) -> nn.Module:
     """Return a small timm vision transformer with random weights, in eval mode: something to try a core in.
 
@@ -144,60 +146,6 @@ def random_vit(*, side: int = 32, width: int = 32, depth: int = 2, heads: int = 
     return VisionTransformer(
         img_size=side, patch_size=8, embed_dim=width, depth=depth, num_heads=heads, num_classes=classes
     ).eval()
-
-
-def clear_attention(model: nn.Module) -> None:
-    """Give all swapped modules of a model their own attention back, in place; cores and their parameters are lost."""
-    for module in model.modules():
-        if isinstance(module, SwappedAttention):
-            base = type(module).__mro__[2]
-            del module.core, module.layer, module.variant, module.exact
-            module.__class__ = base
-
-
-def verify_attention(model: nn.Module, example: Tensor | tuple[Any, ...]) -> dict[str, int]:
-    """Run the model once and count how often each core was reached.
-
-    The run is in eval mode and without gradients; the modes are restored after it.
-
-    Args:
-        model: a model with swapped attention.
-        example: its input, or a tuple of inputs.
-
-    Returns:
-        Path of each swapped module -> calls.
-
-    Raises:
-        MismatchError: nothing is swapped, or a core was not reached (something reads the weights past its forward).
-    """
-    swapped = {path: module for path, module in model.named_modules() if isinstance(module, SwappedAttention)}
-    if not swapped:
-        raise MismatchError(
-            f"{type(model).__name__} has no replaced attention to verify", hint="Call set_attention(model, ...) first."
-        )
-    calls = dict.fromkeys(swapped, 0)
-
-    def count(path: str, *_: Any) -> None:
-        calls[path] += 1
-
-    modes = {module: module.training for module in model.modules()}
-    handles = [module.core.register_forward_hook(functools.partial(count, path)) for path, module in swapped.items()]
-    try:
-        model.eval()
-        with torch.no_grad():
-            model(*example) if isinstance(example, tuple) else model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
-    missed = [path for path, times in calls.items() if times == 0]
-    if missed:
-        raise MismatchError(
-            f"the attention core of {', '.join(missed)} was not reached by a forward of {type(model).__name__}",
-            hint="Something uses this module without calling its forward; this model cannot take another attention.",
-        )
-    return calls
 
 
 def attention_view(module: nn.Module, path: str = "") -> AttentionView:
@@ -333,40 +281,19 @@ def _core(
 def _swap(module: nn.Module, core: nn.Module, layer: int, variant: str, *, exact: bool) -> None:
     """Put the core in and change the class, or replace the core of a module that was swapped before."""
     if not isinstance(module, SwappedAttention):
-        module.__class__ = _swapped_class(type(module))
-    module.core, module.layer, module.variant, module.exact = core, layer, variant, exact  # type: ignore[assignment]
+        module.__class__ = swapped_class(TimmAttention, type(module))
+    changed = cast("TimmAttention", module)
+    geometry: AttentionGeometry = cast("Any", core).geometry
+    changed.core = core
+    changed.swap = Swap(variant, "core", layer, geometry, MaskNature(exact=exact), entry={"options": {}})
 
 
-_classes: dict[type[nn.Module], type[SwappedAttention]] = {}
-
-
-def _swapped_class(base: type[nn.Module]) -> type[SwappedAttention]:
-    """Return the subclass of a timm attention class that computes with a core; one per base class."""
-    if base not in _classes:
-        _classes[base] = type(f"Swapped{base.__name__}", (SwappedAttention, base), {})
-    return _classes[base]
-
-
-def _rebuild(base: type[nn.Module]) -> nn.Module:
-    """Return an empty instance for copy and pickle, which cannot find a class made at run time by its name."""
-    cls = _swapped_class(base)
-    return cls.__new__(cls)
-
-
-class SwappedAttention(nn.Module):
+class TimmAttention(SwappedAttention):
     """What a swapped module does; mixed in before timm's `Attention`, whose projections and norms it uses.
 
-    Attributes:
-        core: the core.
-        layer: index of the block.
-        variant: canonical id of the variant.
-        exact: whether the variant is softmax attention (queries then do not influence each other).
+    Unlike :class:`nasdistill.bridge.swapping.CoreAttention` it keeps no watch over its calls, because what timm's
+    forward does is known here: this saves time per block, and one dry run.
     """
-
-    core: nn.Module
-    layer: int
-    variant: str
-    exact: bool
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Project, attend with the core, project back: ``(B, N, C)`` to ``(B, N, C)``."""
@@ -384,7 +311,7 @@ class SwappedAttention(nn.Module):
 
     def _context(self, x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> AttentionContext:
         """Turn timm's mask arguments into data; a core that cannot use them refuses."""
-        ctx = AttentionContext(layer=self.layer, layer_input=x)
+        ctx = AttentionContext(layer=self.swap.layer, layer_input=x)
         if attn_mask is None:
             if is_causal:
                 ctx.mask = AttentionMask(causal=True)
@@ -398,13 +325,9 @@ class SwappedAttention(nn.Module):
         elif head_count == 1 and rows == 1:
             valid = mask[:, 0, 0].expand(x.shape[0], -1)
             # A padded key is a padded query too. Exact attention keeps computing such rows, as timm does.
-            ctx.mask = AttentionMask(key_valid=valid, query_valid=None if self.exact else valid)
+            ctx.mask = AttentionMask(key_valid=valid, query_valid=None if self.swap.nature.exact else valid)
         elif head_count == 1 and samples == 1:
             ctx.mask = AttentionMask(predicate=lambda i, j: mask[0, 0][i, j])
         else:
             ctx.bias = torch.zeros_like(mask, dtype=x.dtype).masked_fill(~mask, float("-inf"))
         return ctx
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """Copy and pickle through the base class."""
-        return _rebuild, (type(self).__mro__[2],), self.__getstate__()  # type: ignore[no-untyped-call]
