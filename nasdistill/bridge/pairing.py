@@ -141,13 +141,15 @@ def compare_classes(theirs: Sequence[str], count: int, task: Task, label: str, s
         say(f"note: {'the data' if theirs else label} does not name its classes, so their order cannot be compared")
         return
     mine, other = [name.casefold() for name in ours], [name.casefold() for name in theirs]
-    if mine == other or ours == tuple(map(str, range(count))):  # numbers stand for themselves
+    if mine == other:
         return
     if sorted(mine) == sorted(other):
         raise MismatchError(
             f"{label} and the task have the same classes in another order: {', '.join(theirs)} and {', '.join(ours)}",
             hint="Give the task the teacher's order of the labels.",
         )
+    if ours == tuple(map(str, range(count))):  # numbers stand for themselves
+        return
     at = next(index for index, (a, b) in enumerate(zip(mine, other, strict=True)) if a != b)
     raise MismatchError(
         f"class {at} is {theirs[at]!r} for {label} and {ours[at]!r} in the data",
