@@ -57,6 +57,30 @@ class HfTeacher(Teacher):
                 "locator": lambda folder: save_random_model(folder / "vit", "vit", seed=0),
                 "other_locator": lambda folder: save_random_model(folder / "other", "vit", seed=1),
             },
+            name="image classifier",
+        ),
+        Example(
+            {},
+            {
+                "locator": lambda folder: save_random_model(
+                    folder / "bert", "bert", "classes", vocab_size=128, max_position_embeddings=128, num_labels=2
+                ),
+                "task": "tasks:text_classification",
+                "other_options": {"dtype": "bfloat16"},
+            },
+            name="encoder",
+        ),
+        Example(
+            {},
+            {
+                "locator": lambda folder: save_random_model(
+                    folder / "llama", "llama", "causal_lm", vocab_size=128, max_position_embeddings=32
+                ),
+                "task": "tasks:causal_lm",
+                "task_options": {"vocabulary": 128, "max_length": 32},
+                "other_options": {"dtype": "bfloat16"},
+            },
+            name="decoder",
         ),
     )
     options_model = HfOptions
