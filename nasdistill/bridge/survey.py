@@ -5,7 +5,8 @@ attention call. From this follow, without a list of model names:
 
 - the *output projection* of a call: the linear whose input equals the context;
 - the *block* of a call: the innermost member of a list or sequence that contains the call and a linear that is none of
-  the attention's own (it lies outside the calling module, or runs after the call and is not the output projection).
+  the attention's own (it lies outside the calling module, or runs after the call and is not the output projection) and
+  that works on tokens. Where there is none (U-Nets without FFN) the attention stands for its block.
   The plain rule "innermost member of a list" fails where sub-layers are listed too (T5);
 - ``ffn_out``: the last linear of the block, in time, that gives the block's width;
 - *stage maps*: for each resolution that some convolution produces, the last 4-D output outside token code and outside
@@ -115,7 +116,8 @@ class _Analysis:
         self.by_key = {d.key: d for d in self.done}
         self.callers = {call.caller for call in self.calls} | {call.key for call in self.calls}
         self.own = {call.consumer.key for call in self.calls if call.consumer is not None}
-        for call in self.calls:
+        for call in self.calls:  # projections run inside the calling module, before the call
+            self.own |= {d.key for d in self.linears if call.caller in d.stack and d.entered < call.time}
             if call.consumer is None:  # something lies between context and projection: take the next linear inside
                 inside = (d for d in self.linears if call.caller in d.stack and d.entered > call.time)
                 self.own |= {d.key for d in list(inside)[:1]}
@@ -151,9 +153,11 @@ class _Analysis:
 
     def _has_other_linear(self, frame: Key, call: CallRecord) -> bool:
         return any(
-            frame in d.stack and d.key not in self.own and (call.caller not in d.stack or d.entered > call.time)
+            frame in d.stack
+            and d.key not in self.own
+            and not (len(d.input_shape) == 2 and d.input_shape[0] == call.batch and call.tokens > 1)
             for d in self.linears
-        )
+        )  # one row per sample is no layer over tokens: a projection of the time step, say
 
     def _block(self, call: CallRecord) -> Key | None:
         """Return the block around a call, or None when no module is one."""
@@ -195,6 +199,9 @@ class _Analysis:
         hint = call.consumer.shape[-1] if call.consumer is not None else call.heads * call.value_dim
         put("attn_out", self._attn_out(call, hint))
         if block is None:
+            caller = self.by_key.get(call.caller)
+            if caller is not None and self._is_member(caller.key[0]):  # an attention that stands among other layers
+                put("hidden", self._tokens(caller, call, hint))
             return
         put("hidden", self._tokens(block, call, hint))
         width = block.shape[1] if self._form(block.shape, call, hint) == "bchw" else block.shape[-1]
