@@ -211,7 +211,7 @@ class EncoderSpace(SearchSpace):
         """Return shared weights for the whole space or a sub-space, as large as its largest member in every tensor.
 
         With ``ranking = "importance"`` channels, heads and neurons are ordered once, by the teacher's weights, the most
-        important first. Without a teacher the weights are fresh.
+        important first (the axes of an embedding, which are channels, too). Without a teacher the weights are fresh.
 
         Raises:
             MismatchError: the teacher is not the one that the options describe.

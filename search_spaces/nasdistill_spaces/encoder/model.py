@@ -31,6 +31,11 @@ class LayerShape:
     mlp: int
     attention: str
 
+    @property
+    def softmax(self) -> bool:
+        """Whether the variant is plain softmax attention."""
+        return self.attention in ("softmax", "attention:softmax")
+
 
 @dataclass(frozen=True, slots=True)
 class EncoderShape:
@@ -134,21 +139,26 @@ class SelfAttention(nn.Module):
         core: the variant; called as ``core(q, k, v, ctx)`` on ``(B, H, N, D)``.
     """
 
-    def __init__(self, width: int, heads: int, head_dim: int, core: AttentionCore, layer: int) -> None:
+    def __init__(self, shape: EncoderShape, sizes: LayerShape, core: AttentionCore, layer: int) -> None:
         super().__init__()
-        self.heads, self.head_dim, self.layer = heads, head_dim, layer
-        self.query = nn.Linear(width, heads * head_dim)
-        self.key = nn.Linear(width, heads * head_dim)
-        self.value = nn.Linear(width, heads * head_dim)
+        self.heads, self.head_dim, self.layer = sizes.heads, shape.head_dim, layer
+        # Variants with sums over the queries must not count padding there. Softmax has none, and its padded rows stay
+        # those of the library's model.
+        self.masks_queries = not sizes.softmax
+        width, inner = shape.hidden, self.heads * self.head_dim
+        self.query, self.key, self.value = (nn.Linear(width, inner) for _ in range(3))
         self.core = core
 
-    def forward(self, x: Tensor, mask: AttentionMask | None, store: MutableMapping[str, Any]) -> Tensor:
-        """Map ``(B, N, C)`` to the context ``(B, N, H * D)``."""
+    def forward(self, x: Tensor, real: Tensor | None, store: MutableMapping[str, Any]) -> Tensor:
+        """Map ``(B, N, C)`` to the context ``(B, N, H * D)``; `real` is ``(B, N)``, False at padding."""
         tokens = static_shape(x)[1]
 
         def split(y: Tensor) -> Tensor:
             return y.reshape(-1, tokens, self.heads, self.head_dim).transpose(1, 2)
 
+        mask = None
+        if real is not None:
+            mask = AttentionMask(key_valid=real, query_valid=real if self.masks_queries else None)
         context = AttentionContext(mask=mask, layer=self.layer, layer_input=x, store=store)
         out = self.core(split(self.query(x)), split(self.key(x)), split(self.value(x)), context).out
         return out.transpose(1, 2).reshape(-1, tokens, self.heads * self.head_dim)  # type: ignore[no-any-return]
@@ -171,14 +181,14 @@ class Output(nn.Module):
 class Attention(nn.Module):
     """Self-attention and its output."""
 
-    def __init__(self, shape: EncoderShape, heads: int, core: AttentionCore, layer: int) -> None:
+    def __init__(self, shape: EncoderShape, sizes: LayerShape, core: AttentionCore, layer: int) -> None:
         super().__init__()
-        self.self = SelfAttention(shape.hidden, heads, shape.head_dim, core, layer)
-        self.output = Output(heads * shape.head_dim, shape)
+        self.self = SelfAttention(shape, sizes, core, layer)
+        self.output = Output(sizes.heads * shape.head_dim, shape)
 
-    def forward(self, x: Tensor, mask: AttentionMask | None, store: MutableMapping[str, Any]) -> Tensor:
+    def forward(self, x: Tensor, real: Tensor | None, store: MutableMapping[str, Any]) -> Tensor:
         """Map ``(B, N, H)`` to ``(B, N, H)``."""
-        return self.output(self.self(x, mask, store), x)  # type: ignore[no-any-return]
+        return self.output(self.self(x, real, store), x)  # type: ignore[no-any-return]
 
 
 class Intermediate(nn.Module):
@@ -200,13 +210,13 @@ class Layer(nn.Module):
     def __init__(self, shape: EncoderShape, layer: int, core: AttentionCore) -> None:
         super().__init__()
         sizes = shape.layers[layer]
-        self.attention = Attention(shape, sizes.heads, core, layer)
+        self.attention = Attention(shape, sizes, core, layer)
         self.intermediate = Intermediate(shape.hidden, sizes.mlp, shape.activation)
         self.output = Output(sizes.mlp, shape)
 
-    def forward(self, x: Tensor, mask: AttentionMask | None, store: MutableMapping[str, Any]) -> Tensor:
+    def forward(self, x: Tensor, real: Tensor | None, store: MutableMapping[str, Any]) -> Tensor:
         """Map ``(B, N, H)`` to ``(B, N, H)``."""
-        x = self.attention(x, mask, store)
+        x = self.attention(x, real, store)
         return self.output(self.intermediate(x), x)  # type: ignore[no-any-return]
 
 
@@ -217,11 +227,11 @@ class Layers(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(Layer(shape, index, core) for index, core in enumerate(cores))
 
-    def forward(self, x: Tensor, mask: AttentionMask | None) -> Tensor:
+    def forward(self, x: Tensor, real: Tensor | None) -> Tensor:
         """Map ``(B, N, H)`` to ``(B, N, H)``."""
         store: dict[str, Any] = {}  # what the cores of one forward share
         for layer in self.layer:
-            x = layer(x, mask, store)
+            x = layer(x, real, store)
         return x
 
 
@@ -309,11 +319,11 @@ class EncoderNet(nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
     ) -> Tensor:
         """Return the last hidden states ``(B, N, H)``; arguments as for :meth:`forward`."""
-        mask = None if attention_mask is None else AttentionMask(key_valid=attention_mask.bool())
+        real = None if attention_mask is None else attention_mask.bool()
         x = self.embeddings(input_ids, token_type_ids)
         if self.embeddings_project is not None:
             x = self.embeddings_project(x)
-        return self.encoder(x, mask)  # type: ignore[no-any-return]
+        return self.encoder(x, real)  # type: ignore[no-any-return]
 
 
 def mean_pool(x: Tensor, attention_mask: Tensor | None) -> Tensor:

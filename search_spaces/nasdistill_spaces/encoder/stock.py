@@ -29,7 +29,7 @@ def stock_model(shape: EncoderShape, sizes: TeacherSizes) -> StockModel | None:
     share the width among them: heads * head_dim = hidden.
     """
     first = shape.layers[0]
-    uniform = all(layer == first for layer in shape.layers) and first.attention == "softmax"
+    uniform = all(layer == first for layer in shape.layers) and first.softmax
     hides_projection = shape.projected and shape.embedding == shape.hidden
     if not uniform or first.heads * shape.head_dim != shape.hidden or hides_projection:
         return None
