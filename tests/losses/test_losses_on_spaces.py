@@ -14,8 +14,11 @@ from nasdistill.spec.io import IOSpec
 from nasdistill.testing.kit.traces import forward, image_batch, plan_of, trace_of
 
 IO = IOSpec("image", (1, 8, 8), 10)
-LOSSES = ("kd", "hidden", "minilm", "minilmv2", "spatial_attention", "relation")
-NEEDS_ATTENTION = {"minilm", "minilmv2"}
+LOSSES = (
+    "kd", "logit_kl", "distilbert", "hidden", "hidden_cos", "pkd", "mi_alpha",
+    "minilm", "minilmv2", "qkv_relation", "spatial_attention", "relation",
+)  # fmt: skip
+NEEDS_ATTENTION = {"minilm", "minilmv2", "qkv_relation", "distilbert"}
 
 
 @pytest.fixture(scope="module")
