@@ -394,6 +394,7 @@ def test_inheriting_leaves_the_teacher_as_it_was(host):
 
 @pytest.mark.parametrize("calibrated", [False, True])
 @pytest.mark.parametrize("name", ["encoder", "bert_free"])
+@pytest.mark.paper("2407.14679", "spaces:encoder")
 def test_cutting_heads_and_neurons_is_the_teacher_with_those_columns_at_zero(host, name, calibrated):
     """Those that write nothing go first, and nothing is lost then."""
     teacher = teacher_of().double()
@@ -427,6 +428,7 @@ def test_cutting_heads_and_neurons_is_the_teacher_with_those_columns_at_zero(hos
         assert near == zeroed
 
 
+@pytest.mark.paper("2407.14679", "spaces:encoder")
 def test_channels_are_ranked_once_for_the_whole_network(host):
     teacher = teacher_of()
     dead = torch.tensor([0, 3, 5, 11, 17, 20, 26, 30, 36, 40, 44, 47])
