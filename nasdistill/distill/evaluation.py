@@ -11,6 +11,9 @@ from torch import nn
 from nasdistill.errors import DataError
 from nasdistill.interfaces.task import Evaluation, Split, Task
 
+_LOGITS = 2**26
+"""Numbers that a forward may give at once where a vocabulary stands behind every token: 256 MiB."""
+
 
 def evaluate(model: nn.Module, task: Task, split: Split = "validation", batch_size: int = 256) -> Evaluation:
     """Return a model's score and mean loss on a whole split: in order, plain, in eval mode, without gradients.
@@ -22,13 +25,16 @@ def evaluate(model: nn.Module, task: Task, split: Split = "validation", batch_si
         model: any model that `task` can call.
         task: a prepared task.
         split: which samples.
-        batch_size: samples per forward; the result does not depend on it beyond rounding.
+        batch_size: samples per forward, fewer where every token has logits over a vocabulary; the result does not
+            depend on it beyond rounding.
 
     Raises:
         DataError: the split is empty or has no labels.
     """
     if not task.has_labels(split) or task.size(split) == 0:
         raise DataError(f"{task.id}: split {split!r} has no labelled samples to evaluate on")
+    if task.io.head in ("masked_lm", "causal_lm"):
+        batch_size = max(1, min(batch_size, _LOGITS // (task.io.shape[0] * task.io.outputs)))
     parameter = next(model.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
     outputs, labels, loss, count = [], [], 0.0, 0

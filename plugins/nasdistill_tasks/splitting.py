@@ -28,32 +28,47 @@ def complete(
     Raises:
         DataError: too few images of a class to split.
     """
-    train = given["train"]
+    train, labels = given["train"], given["train"].labels.numpy()
     index: dict[Split, np.ndarray] = {"train": np.arange(len(train.labels))}
     if "validation" not in given and "test" not in given:
-        index["train"], rest = _cut(index["train"], train.labels, validation + test, seed, origin)
-        index["validation"], index["test"] = _cut(rest, train.labels, test / (validation + test), seed, origin)
+        index["train"], rest = cut(index["train"], labels, validation + test, seed=seed, origin=origin)
+        share = test / (validation + test)
+        index["validation"], index["test"] = cut(rest, labels, share, seed=seed, origin=origin)
     elif "validation" not in given:
-        index["train"], index["validation"] = _cut(index["train"], train.labels, validation / (1 - test), seed, origin)
+        share = validation / (1 - test)
+        index["train"], index["validation"] = cut(index["train"], labels, share, seed=seed, origin=origin)
     elif "test" not in given:
-        index["train"], index["test"] = _cut(index["train"], train.labels, test / (1 - validation), seed, origin)
+        share = test / (1 - validation)
+        index["train"], index["test"] = cut(index["train"], labels, share, seed=seed, origin=origin)
     return {**given, **{split: train.select(torch.from_numpy(np.sort(part))) for split, part in index.items()}}
 
 
-def _cut(index: np.ndarray, labels: Tensor, share: float, seed: int, origin: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the positions that stay and those that are taken."""
+def cut(
+    index: np.ndarray, labels: np.ndarray, share: float, *, seed: int, origin: str, what: str = "images"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the positions that stay and those that are taken, stratified by class.
+
+    Args:
+        index: ``(k,)`` positions to divide.
+        labels: ``(n,)`` of all positions.
+        share: share that is taken.
+        seed: of scikit-learn's ``train_test_split``.
+        origin: name of the data for messages.
+        what: what the data are, for messages.
+
+    Raises:
+        DataError: too few of a class to split.
+    """
     from sklearn.model_selection import train_test_split
 
     try:
-        stay, taken = train_test_split(
-            index, test_size=share, stratify=labels.numpy()[index], random_state=seed, shuffle=True
-        )
+        stay, taken = train_test_split(index, test_size=share, stratify=labels[index], random_state=seed, shuffle=True)
     except ValueError as error:
-        counts = torch.bincount(labels)
+        counts = np.bincount(labels)
         raise DataError(
-            f"{origin}: too few images to split off {share:.0%} of each class; the smallest class has "
-            f"{int(counts.min())} of {len(labels)} images ({one_line(error)})",
-            hint="Add images, or provide separate validation and test data.",
+            f"{origin}: too few {what} to split off {share:.0%} of each class; the smallest class has "
+            f"{int(counts.min())} of {len(labels)} {what} ({one_line(error)})",
+            hint=f"Add {what}, or provide separate validation and test data.",
         ) from None
     return stay, taken
 
