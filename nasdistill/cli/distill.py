@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("arch", metavar="ARCH", help="architecture file, student's folder, run (its best), or RUN:ID")
-    parser.add_argument("--epochs", type=int, required=True, metavar="N", help="passes over the training data")
+    parser.add_argument("--epochs", type=int, metavar="N", help="passes over the training data (not with a recipe)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the student; goes on there")
     parser.add_argument("--config", type=Path, metavar="FILE", help="task, teacher, objective, training, as for search")
     parser.add_argument("--teacher", metavar="T", help="teacher, such as timm:resnet18 or builtin:digits")
@@ -27,6 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="PATH", help="data of the task: a folder, an .npz, a .parquet, or digits")
     parser.add_argument(
         "--loss", action="append", metavar="NAME[=WEIGHT]", help="distillation loss; repeat for several"
+    )
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="train in a recipe's stages; options: --set recipe.options.KEY=VALUE",
     )
     parser.add_argument("--init", metavar="STUDENT", help="start from this student's weights: its folder, or RUN:ID")
     parser.add_argument("--seed", type=int, metavar="S", help="root of all randomness (default: the run's, else 0)")
@@ -46,17 +51,24 @@ def run(args: argparse.Namespace) -> int:
     from nasdistill.library.training import Distillation, distill_architecture
     from nasdistill.spec.config import parse_config
 
-    if args.epochs < 1:
+    if args.epochs is not None and args.epochs < 1:
         raise UsageError(f"--epochs must be at least 1, not {args.epochs}")
     host = load_host(args)
     arch, options, base = find_architecture(args.arch, host, lambda: named_teacher(args, host))
     values, where = configuration(args, base)
     values["space"] = [{"name": arch.space, "options": options}]
     config = adapt_config(parse_config(values, where=where), host, where=where)
+    if config.recipe is None and args.epochs is None:
+        raise UsageError("how long? Give the passes over the training data by --epochs N, or a recipe by --recipe NAME")
+    if config.recipe is not None and (args.epochs is not None or args.loss):
+        raise UsageError(
+            f"recipe {config.recipe.name} has epochs and losses of its own; --epochs and --loss are for one training",
+            hint="Set its options, such as --set recipe.options.epochs=5; nasdistill plugins show NAME lists them.",
+        )
     request = Distillation(
         arch,
         config,
-        args.epochs,
+        args.epochs or 0,
         seed=config.search.seed if args.seed is None else args.seed,
         init=None if args.init is None else load_student(args.init, host=host),
     )
@@ -77,9 +89,15 @@ def run(args: argparse.Namespace) -> int:
         print_json(result)
         return 0
     test = "" if result["test"] is None else f", test {result['test']['score']:.4f}"
+    trained = f"{result['epochs']} epoch{'s' * (result['epochs'] != 1)}"
+    if config.recipe is not None:
+        stages = [entry["name"] for entry in result["recipe"]["record"] if entry["kind"] == "stage"]
+        trained = f"recipe {config.recipe.name} ({len(stages)} stage{'s' * (len(stages) != 1)})"
+        if result["architecture"] != arch.to_json():
+            trained += " chose another architecture"
     say(
         f"{args.out}: {result['metric']['name']} {result['validation']['score']:.4f} on validation{test}, after "
-        f"{result['epochs']} epoch{'s' * (result['epochs'] != 1)}, {result['params']:,} params"
+        f"{trained}, {result['params']:,} params"
     )
     return 0
 
@@ -163,7 +181,12 @@ def configuration(args: argparse.Namespace, base: dict[str, Any]) -> tuple[dict[
         put(values, "task.options", {})
     for item in args.set:
         put(values, *parse_setting(item))
-    for flag, key in (("teacher", "teacher.name"), ("task", "task.name"), ("data", "task.options.data")):
+    if args.recipe is not None and known.recipe is not None and args.recipe != known.recipe.name:
+        put(values, "recipe.options", {})
+    flags = (
+        ("teacher", "teacher.name"), ("task", "task.name"), ("data", "task.options.data"), ("recipe", "recipe.name"),
+    )  # fmt: skip
+    for flag, key in flags:
         if getattr(args, flag) is not None:
             put(values, key, getattr(args, flag))
     if args.loss:

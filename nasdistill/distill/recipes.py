@@ -8,10 +8,11 @@ through its finished stages in no time and continues the one that was cut.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -21,11 +22,13 @@ from nasdistill.distill.engine import train
 from nasdistill.distill.evaluation import evaluate
 from nasdistill.errors import ConfigError, UsageError, did_you_mean
 from nasdistill.files import write_json
-from nasdistill.interfaces.recipe import Stage, StageResult
+from nasdistill.interfaces.batch import Batch
+from nasdistill.interfaces.recipe import TEACHER, Origin, Stage, StageResult
 from nasdistill.interfaces.task import Evaluation, Split, Task
 from nasdistill.interfaces.teacher import TeacherSession
 from nasdistill.interfaces.transform import Transform, Transformed
 from nasdistill.seeds import derive_seed, seeded
+from nasdistill.spec.architecture import Architecture
 from nasdistill.spec.component import Kind
 from nasdistill.spec.config import LossConfig, ObjectiveConfig, TrainingConfig
 from nasdistill.spec.options import explain
@@ -50,6 +53,8 @@ class StageRunner:
         device: where to train.
         folder: for checkpoints and the record ``recipe.json``; None keeps nothing.
         progress: told what is going on.
+        origin: what the recipe's student is, where a space made it.
+        calibration: batches that spaces rank a teacher's parts on.
 
     Attributes:
         record: what was done, one JSON-able entry per call.
@@ -68,15 +73,49 @@ class StageRunner:
         device: str = "cpu",
         folder: Path | None = None,
         progress: Callable[[str], None] | None = None,
+        origin: Origin | None = None,
+        calibration: Sequence[Batch] = (),
     ) -> None:
         self.task = task
         self.record: list[dict[str, Any]] = []
+        self._origin, self._calibration = origin, calibration
+        self._points: WeakKeyDictionary[nn.Module, Architecture] = WeakKeyDictionary()
         self._host, self._training, self._seed, self._device = host, training, seed, device
         self._data = {"task": task, **(data or {})}
         self._cache, self._cache_dir, self._folder = cache, cache_dir, folder
         self._say = progress or (lambda line: None)
         self._teachers: dict[str, TeacherSession] = {}
         self._losses: dict[str, Tensor] | None = None
+
+    @property
+    def origin(self) -> Origin | None:
+        """What the recipe's student is; None where no space made it."""
+        return self._origin
+
+    def candidate(self, architecture: Architecture, source: nn.Module | None = None) -> nn.Module:
+        """Return the network of another point; see :class:`nasdistill.interfaces.RecipeRunner`.
+
+        The same point and source give the same weights, whatever was asked for before.
+        """
+        if self._origin is None:
+            raise UsageError("this student is no point of a search space, so there are no others beside it")
+        space = self._origin.space
+        with seeded(self._seed, "candidate", architecture.fingerprint):
+            model = space.build(architecture, self._origin.io)
+        if source is None and self._training.inherit and TEACHER in self._teachers:
+            source = self._teachers[TEACHER].model
+        notes: Sequence[str] = ()
+        if source is not None:
+            report = space.inherit(model, architecture, source, calibration=self._calibration)
+            notes = ("fresh weights",) if report is None else report.notes
+        self._points[model] = architecture
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        self._note("candidate", architecture.id, params=parameters, notes=list(notes))
+        return model.to(self._device)
+
+    def architecture_of(self, model: nn.Module) -> Architecture | None:
+        """Return the point that a network was made for by :meth:`candidate`, None for other networks."""
+        return self._points.get(model)
 
     def train(self, stage: Stage, student: nn.Module) -> StageResult:
         """Run one stage; `student` is trained in place.
@@ -105,7 +144,8 @@ class StageRunner:
         self._losses = result.objective.state_dict() if "losses" in stage.carry else None
         history = [{"epoch": float(row.epoch), "lr": row.lr, **row.terms} for row in result.history]
         evaluation = result.evaluation if task is self.task else self.evaluate(student)
-        self._note("stage", stage.name, steps=result.steps, score=evaluation.score if evaluation else None)
+        judged = {} if evaluation is None else {"loss": evaluation.loss}
+        self._note("stage", stage.name, steps=result.steps, score=evaluation.score if evaluation else None, **judged)
         return StageResult(student, evaluation, history)
 
     def transform(self, name: str, student: nn.Module, options: Any = None) -> Transformed:

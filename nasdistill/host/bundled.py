@@ -12,11 +12,13 @@ BUNDLED: tuple[str, ...] = (
     "nasdistill_exporters",
     "nasdistill_losses",
     "nasdistill_proxies",
+    "nasdistill_recipes",
     "nasdistill_spaces",
     "nasdistill_strategies",
     "nasdistill_targets",
     "nasdistill_tasks",
     "nasdistill_teachers",
+    "nasdistill_transforms",
 )
 
 PREFIX = "nasdistill_"

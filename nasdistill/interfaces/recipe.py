@@ -10,9 +10,15 @@ from typing import Any, Protocol
 from torch import nn
 
 from nasdistill.interfaces.base import Component
+from nasdistill.interfaces.space import SearchSpace
 from nasdistill.interfaces.task import Evaluation, Split
 from nasdistill.interfaces.teacher import TeacherSession
 from nasdistill.interfaces.transform import Transformed
+from nasdistill.spec.architecture import Architecture
+from nasdistill.spec.io import IOSpec
+
+TEACHER = "teacher"
+"""What stages call the teacher of the training that the recipe is part of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +28,8 @@ class Stage:
     Attributes:
         name: unique within the recipe; the stage's seed derives from it, so leaving another stage out changes nothing
             here.
-        teacher: reference of a teacher (``NAME:LOCATOR`` or a name the recipe registered); None = no teacher.
+        teacher: ``"teacher"`` for the one that the user named, another ``NAME:LOCATOR``, or a name that the recipe
+            registered; None = no teacher.
         data: name of a data source of the runner (``"task"``, ``"general"``, ``"reduced"``).
         losses: loss name -> weight or table of options; ``task`` stands for the loss on labels.
         trains: patterns of parameter names that train; everything else is frozen. ``("*",)`` = all.
@@ -47,6 +54,21 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """What a recipe's student is: a point of a search space.
+
+    Attributes:
+        space: the space.
+        architecture: the student's point.
+        io: input and output of its networks.
+    """
+
+    space: SearchSpace
+    architecture: Architecture
+    io: IOSpec
+
+
+@dataclass(frozen=True, slots=True)
 class StageResult:
     """What a stage left behind: the student, its evaluation, the history of terms."""
 
@@ -56,7 +78,28 @@ class StageResult:
 
 
 class RecipeRunner(Protocol):
-    """What a recipe may do; the distillation engine implements it. Every call is recorded and resumable."""
+    """What a recipe may do; the distillation engine implements it. Every call is recorded and resumable.
+
+    A student that is a point of a search space has an `origin`. A recipe may then ask for networks of other points, and
+    return one of them instead of the student.
+    """
+
+    @property
+    def origin(self) -> Origin | None:
+        """What the student is; None for a network that no space made."""
+
+    def candidate(self, architecture: Architecture, source: nn.Module | None = None) -> nn.Module:
+        """Return the network of another point of the student's space.
+
+        Args:
+            architecture: the point.
+            source: the network whose weights it starts from; the teacher ``"teacher"`` unless given. Where the space
+                cannot inherit from it, the weights are fresh.
+
+        Raises:
+            UsageError: the student has no origin.
+            ArchitectureError: not a point of its space.
+        """
 
     def train(self, stage: Stage, student: nn.Module) -> StageResult:
         """Run one stage."""

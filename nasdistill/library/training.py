@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,23 +19,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from nasdistill.distill import evaluate, train
+from nasdistill.distill import StageRunner, TrainingResult, evaluate, train
 from nasdistill.distill.stepping import EpochReport
 from nasdistill.errors import MismatchError, UsageError
-from nasdistill.files import read_json, write_json
+from nasdistill.files import cache_folder, read_json, write_json
 from nasdistill.host import Host
-from nasdistill.interfaces import SearchSpace
+from nasdistill.interfaces import Recipe, SearchSpace
+from nasdistill.interfaces.recipe import TEACHER, Origin
 from nasdistill.library.students import Student
 from nasdistill.search.facts import software, task_facts
 from nasdistill.search.parts import Parts, choose_device, create_components, open_parts, parameter_count
 from nasdistill.seeds import derive_seed, seeded
 from nasdistill.spec.architecture import Architecture
+from nasdistill.spec.component import Kind
 from nasdistill.spec.config import RunConfig
 from nasdistill.store import save_student, weights_hash
 
 FORMAT = "nasdistill.distillation"
 FORMAT_VERSION = 1
 CHECKPOINT = "checkpoint.safetensors"
+STAGES = "stages"
 
 
 @dataclass(slots=True)
@@ -43,7 +48,7 @@ class Distillation:
     Attributes:
         architecture: of the student.
         config: task, teacher, objective and training; its only space is the architecture's, with its options.
-        epochs: passes over the training data.
+        epochs: passes over the training data; of no meaning with a recipe (``config.recipe``), whose options say them.
         seed: root of all randomness.
         init: a student to start from: the same architecture's weights are taken as they are, another one's are cut to
             size by the space. None starts from the teacher's weights where the space can, else fresh.
@@ -69,6 +74,7 @@ class Distillation:
             "epochs": self.epochs,
             "seed": self.seed,
             "init": digest,
+            **({} if self.config.recipe is None else {"recipe": config["recipe"], "objective": None, "epochs": None}),
         }
 
 
@@ -92,7 +98,8 @@ def distill_architecture(
     Returns:
         The result object: ``student`` (the folder), ``architecture``, ``teacher``, ``metric``, ``epochs``,
         ``validation``, ``test``, ``params``, ``steps``, ``seconds``, ``resumed`` (epochs of earlier calls),
-        ``history``, ``skipped_losses``, ``notes``.
+        ``history``, ``skipped_losses``, ``notes``. With a recipe ``architecture`` is what the recipe chose, ``epochs``
+        is None, and ``recipe`` holds its ``name``, ``options`` and ``record`` (candidates and stages).
 
     Raises:
         UsageError: the folder belongs to something else, or the parts do not fit.
@@ -100,12 +107,16 @@ def distill_architecture(
     """
     described = request.to_json()
     components = create_components(request.config, host)
+    chosen = request.config.recipe
+    recipe: Recipe | None = None if chosen is None else host.create(Kind.RECIPE, chosen.name, chosen.options)
     finished = _look(out, described)
     if finished is not None:
         message(f"{out} is finished already; nothing was trained")
         return finished
     with _processes(choose_device(request.config.training.device)) as processes:
         tell = message if processes.first else lambda text: None
+        if recipe is not None and processes.count > 1:
+            raise UsageError("a recipe runs in one process", hint="Leave `accelerate launch` away.")
         with processes.one_by_one():  # what the first one trains or converts, the others find in the cache
             parts = open_parts(components, request.config, message=tell)
         (space,) = parts.spaces.values()
@@ -116,26 +127,32 @@ def distill_architecture(
             except OSError as error:
                 raise UsageError(f"cannot write to {out}: {error.strerror or error}") from None
         processes.wait()
-        objective, training = space.teaching(request.architecture, request.config.objective, request.config.training)
-        outcome = train(
-            model,
-            parts.task,
-            parts.teacher,
-            objective,
-            training,
-            epochs=request.epochs,
-            seed=derive_seed(request.seed, "train", request.architecture.fingerprint, "distill"),
-            data_seed=derive_seed(request.seed, "data"),
-            host=host,
-            layer_map=space.layer_map(request.architecture, parts.geometry) or None,
-            cache=parts.cache,
-            device=parts.device,
-            on_epoch=on_epoch if processes.first else None,
-            checkpoint=out / CHECKPOINT,
-            checkpoint_seconds=request.config.training.checkpoint_seconds,
-            evaluate_every=max(1, request.epochs // 10),
-            student_label=f"student {request.architecture.id}",
-        )
+        record: list[dict[str, Any]] = []
+        arch = request.architecture
+        if recipe is None:
+            objective, training = space.teaching(arch, request.config.objective, request.config.training)
+            outcome = train(
+                model,
+                parts.task,
+                parts.teacher,
+                objective,
+                training,
+                epochs=request.epochs,
+                seed=derive_seed(request.seed, "train", arch.fingerprint, "distill"),
+                data_seed=derive_seed(request.seed, "data"),
+                host=host,
+                layer_map=space.layer_map(arch, parts.geometry) or None,
+                cache=parts.cache,
+                device=parts.device,
+                on_epoch=on_epoch if processes.first else None,
+                checkpoint=out / CHECKPOINT,
+                checkpoint_seconds=request.config.training.checkpoint_seconds,
+                evaluate_every=max(1, request.epochs // 10),
+                student_label=f"student {arch.id}",
+            )
+        else:
+            outcome, arch, record = _follow(recipe, request, space, parts, model, out / STAGES, host, tell)
+            model = outcome.model
         if outcome.resumed:
             tell(f"{outcome.resumed} of {request.epochs} epochs came from the checkpoint")
         if not processes.first:
@@ -145,17 +162,18 @@ def distill_architecture(
         task = parts.task
         test = evaluate(model, task, "test") if task.size("test") and task.has_labels("test") else None
         model = model.cpu()
-        cost = space.cost(request.architecture, task.io)
+        cost = space.cost(arch, task.io)
         facts = {
-            "architecture": request.architecture.fingerprint,
+            "architecture": arch.fingerprint,
             "teacher": {"name": request.config.teacher.name, "fingerprint": parts.teacher.fingerprint},
             "task": task_facts(request.config, task),
             "software": software(host),
             "objective": described["objective"],
             "training": described["training"],
             "seed": request.seed,
-            "epochs": request.epochs,
+            "epochs": described["epochs"],
             "init": described["init"],
+            **({} if recipe is None else {"recipe": described["recipe"]}),
             "processes": processes.count,
             "validation": {"score": outcome.evaluation.score, "loss": outcome.evaluation.loss},
             "test": {"score": None if test is None else test.score},
@@ -164,27 +182,66 @@ def distill_architecture(
             "state_sha256": weights_hash(model),
         }
         options = space.options.model_dump(mode="json")
-        save_student(out, model, request.architecture, task.io, facts, space_options=options)
+        save_student(out, model, arch, task.io, facts, space_options=options)
         result = {
             "student": ".",
-            "architecture": described["architecture"],
+            "architecture": arch.to_json(),
             "teacher": facts["teacher"],
             "metric": facts["task"]["metric"],
-            "epochs": request.epochs,
+            "epochs": described["epochs"],
             "validation": asdict(outcome.evaluation),
             "test": None if test is None else asdict(test),
             "params": parameter_count(model),
             "steps": outcome.steps,
-            "seconds": sum(report.seconds for report in outcome.history),
+            "seconds": sum(report.seconds for report in outcome.history) if recipe is None else outcome.seconds,
             "resumed": outcome.resumed,
             "history": [{"epoch": report.epoch, **report.terms} for report in outcome.history],
             "skipped_losses": dict(outcome.skipped),
             "notes": list(outcome.notes),
+            **({} if recipe is None else {"recipe": {**described["recipe"], "record": record}}),
         }
         write_json(out / "result.json", result)
         (out / CHECKPOINT).unlink(missing_ok=True)
+        shutil.rmtree(out / STAGES, ignore_errors=True)
         processes.wait()
     return {**result, "student": str(out)}
+
+
+def _follow(
+    recipe: Recipe,
+    request: Distillation,
+    space: SearchSpace,
+    parts: Parts,
+    student: nn.Module,
+    folder: Path,
+    host: Host,
+    tell: Callable[[str], None],
+) -> tuple[TrainingResult, Architecture, list[dict[str, Any]]]:
+    """Run a recipe; return what its last network is, as a training would, its architecture, and what was done.
+
+    Raises:
+        UsageError: it returns a network whose architecture is not known: not the student, and no candidate of its own.
+        TrialFailure: as for a training.
+    """  # fmt: skip
+    begin = time.perf_counter()
+    runner = StageRunner(
+        parts.task, host=host, training=request.config.training,
+        seed=derive_seed(request.seed, "recipe", request.architecture.fingerprint),
+        cache_dir=cache_folder(), cache=parts.cache, device=parts.device, folder=folder, progress=tell,
+        origin=Origin(space, request.architecture, parts.task.io), calibration=parts.calibration,
+    )  # fmt: skip
+    runner.register_teacher(TEACHER, parts.teacher)
+    model = recipe.run(student, runner)
+    arch = request.architecture if model is student else runner.architecture_of(model)
+    if arch is None:
+        raise UsageError(
+            f"recipe {recipe.id} returns a network that is neither the student nor a candidate of its space; "
+            "it cannot be saved as a student",
+            hint="Run the recipe from Python (nasdistill.distill.StageRunner) and keep its network there.",
+        )
+    steps = sum(int(entry.get("steps", 0)) for entry in runner.record)
+    result = TrainingResult(model, [], evaluate(model, parts.task), steps, time.perf_counter() - begin, {})
+    return result, arch, runner.record
 
 
 def _look(out: Path, described: dict[str, Any]) -> dict[str, Any] | None:

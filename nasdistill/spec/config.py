@@ -186,6 +186,9 @@ class RunConfig(Table):
     latency: LatencyConfig = Field(default_factory=LatencyConfig)
     workers: WorkersConfig = Field(default_factory=WorkersConfig)
     plugins: PluginsConfig = Field(default_factory=PluginsConfig)
+    recipe: ComponentConfig | None = Field(
+        None, description="Recipe that `nasdistill distill` follows, instead of one training on `objective`."
+    )
 
     @field_validator("space", "target")
     @classmethod

@@ -36,10 +36,6 @@ LLAMA = {"style": "llama", "layers": 3, "width": 32, "heads": 8, "kv_heads": 4, 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 
 
-def minitron(test):
-    return pytest.mark.paper("arXiv:2407.14679", "spaces:decoder")(test)
-
-
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
 def options(request):
     return GPT2 if request.param == "gpt2" else LLAMA
@@ -244,7 +240,7 @@ def test_classes_come_from_the_last_real_token(host, options):
 # ---- importance ------------------------------------------------------------------------------------------------------
 
 
-@minitron
+@pytest.mark.paper("2407.14679", "spaces:decoder")
 def test_scores_are_those_of_the_formula(space):
     """Mean of absolute values over real tokens, then squares, summed over samples of all batches, then the root."""
     _, net = network(space)
@@ -287,7 +283,7 @@ def test_scores_are_those_of_the_formula(space):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
 
 
-@minitron
+@pytest.mark.paper("2407.14679", "spaces:decoder")
 def test_values_are_averaged_before_they_are_squared(space):
     """Twice the tokens change nothing about a sample; a sample that comes twice counts twice in the sum of squares."""
     _, net = network(space, {"layers": space.options.sizes()["layers"][0]})
@@ -296,7 +292,7 @@ def test_values_are_averaged_before_they_are_squared(space):
     assert torch.allclose(two.layers, one.layers, atol=1e-5)
 
 
-@minitron
+@pytest.mark.paper("2407.14679", "spaces:decoder")
 @pytest.mark.parametrize("layers", ["bi", "ppl"])
 def test_padding_does_not_enter_the_scores(space, layers):
     _, net = network(space)
@@ -312,7 +308,7 @@ def test_padding_does_not_enter_the_scores(space, layers):
     assert torch.allclose(one.layers, three.layers, atol=1e-5)
 
 
-@minitron
+@pytest.mark.paper("2407.14679", "spaces:decoder")
 def test_a_layer_that_does_nothing_has_no_influence(space):
     _, net = network(space)
     with torch.no_grad():
@@ -325,7 +321,7 @@ def test_a_layer_that_does_nothing_has_no_influence(space):
     assert loss[1] == 0.0
 
 
-@minitron
+@pytest.mark.paper("2407.14679", "spaces:decoder")
 def test_the_rise_of_the_loss_is_that_of_the_model_without_the_layer(space):
     _, net = network(space)
     batch = batch_of(ids(), right_padded([12, 7, 3, 2]))
@@ -339,7 +335,7 @@ def test_the_rise_of_the_loss_is_that_of_the_model_without_the_layer(space):
     assert rise[1].item() == pytest.approx((language_loss(net, [batch]) - whole).item(), abs=1e-6)
 
 
-@minitron
+@pytest.mark.paper("2407.14679", "spaces:decoder")
 def test_neurons_can_be_scored_before_the_activation(space):
     _, net = network(space)
     found = Importance(net, [batch_of(ids(1))], pre=True).neurons[0]
@@ -370,7 +366,7 @@ def test_it_leaves_mode_gradients_and_weights_as_they_were(space):
 # ---- slices ----------------------------------------------------------------------------------------------------------
 
 
-@minitron
+@pytest.mark.paper("2407.14679", "spaces:decoder")
 @pytest.mark.parametrize("ranking", ["importance", "random", "inverse", "first"])
 def test_pruning_nothing_changes_nothing(host, options, ranking):
     _, teacher = network(made(host, options))
@@ -379,7 +375,7 @@ def test_pruning_nothing_changes_nothing(host, options, ranking):
     assert report.copied == report.total
 
 
-@minitron
+@pytest.mark.paper("2407.14679", "spaces:decoder")
 def test_dead_heads_and_neurons_score_nothing_and_can_go(host, options):
     _, teacher = network(made(host, options))
     size, grouped = teacher.shape.head_dim, teacher.shape.heads != teacher.shape.kv_heads
@@ -403,7 +399,7 @@ def test_dead_heads_and_neurons_score_nothing_and_can_go(host, options):
     assert torch.allclose(run(student, ids()), run(teacher, ids()), atol=1e-5)
 
 
-@minitron
+@pytest.mark.paper("2407.14679", "spaces:decoder")
 def test_a_slice_is_the_teacher_with_columns_set_to_zero(host, options):
     """Groups, query heads within groups, and neurons: exact, to the last bit where torch sums in the same order."""
     _, teacher = network(made(host, options))
@@ -425,7 +421,7 @@ def test_a_slice_is_the_teacher_with_columns_set_to_zero(host, options):
     assert (run(student.double(), ids()) - run(masked, ids())).abs().max() < 1e-12
 
 
-@minitron
+@pytest.mark.paper("2407.14679", "spaces:decoder")
 def test_channels_have_one_index_set_for_every_tensor(host, options):
     """Against a hand-written reference: all that reads or writes the stream has lost the same channels."""
     _, teacher = network(made(host, options))
@@ -443,7 +439,7 @@ def test_channels_have_one_index_set_for_every_tensor(host, options):
         assert torch.equal(tensor, expected), name
 
 
-@minitron
+@pytest.mark.paper("2407.14679", "spaces:decoder")
 def test_dead_channels_can_go_where_norms_do_not_see_them(host, options):
     """Nothing writes to the dead channels. With d channels of which k live, RMS norm of all is sqrt(d / k) times that
     of the living; the norm's weight makes up for it. (Layer norm's mean as well: the living sum to 0 here.)
@@ -475,7 +471,7 @@ def test_dead_channels_can_go_where_norms_do_not_see_them(host, options):
     assert torch.allclose(run(student, ids()), run(teacher, ids()), atol=1e-5)
 
 
-@minitron
+@pytest.mark.paper("2407.14679", "spaces:decoder")
 def test_layers_go_by_influence(host, options):
     _, teacher = network(made(host, options))
     with torch.no_grad():
@@ -500,7 +496,7 @@ def test_evenly_spread_layers():
     assert spread(6, 6) == tuple(range(6))
 
 
-@minitron
+@pytest.mark.paper("2407.14679", "spaces:decoder")
 def test_residual_pairs():
     assert residual_pairs(6, 4) == [(3, 6), (4, 5)]
     assert residual_pairs(4, 2) == [(1, 4), (2, 3)]
@@ -514,7 +510,7 @@ def test_residual_pairs():
                 assert [second for _, second in pairs] == list(range(total, kept, -1))
 
 
-@minitron
+@pytest.mark.paper("2407.14679", "spaces:decoder")
 def test_residuals_of_dropped_heads(host):
     """L = 4, K = 3: the third head by rank becomes twice itself less the fourth, in q, k and v."""
     _, teacher = network(made(host, GPT2))
@@ -540,7 +536,7 @@ def test_residuals_of_dropped_heads(host):
     assert changed == {f"layers.{i}.self_attn.q_proj.{end}" for i in range(3) for end in ("weight", "bias")}
 
 
-@minitron
+@pytest.mark.paper("2407.14679", "spaces:decoder")
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_stock_teachers_are_sliced_as_ours(host, family):
     """Fused and transposed matrices, tied embeddings: the same slices as from our own network of the same weights."""
@@ -608,7 +604,7 @@ def test_counts_are_the_closed_form(host, seed, per_layer, name):
     assert parameter_count(net.shape) == sum(p.numel() for p in net.parameters()) == space.cost(arch, IO).params
 
 
-@minitron
+@pytest.mark.paper("2407.14679", "spaces:decoder")
 def test_a_window_of_parameters(host):
     import random
 

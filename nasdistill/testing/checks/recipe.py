@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import re
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,9 +15,11 @@ from torch import nn
 
 from nasdistill.distill.recipes import CARRIED
 from nasdistill.errors import NasdistillError, TrialFailure, one_line
-from nasdistill.interfaces import Recipe, RecipeRunner, Stage
+from nasdistill.interfaces import Recipe, RecipeRunner, SearchSpace, Stage
+from nasdistill.interfaces.recipe import Origin
 from nasdistill.spec.component import Kind
 from nasdistill.spec.config import LossConfig, ObjectiveConfig, TrainingConfig
+from nasdistill.spec.io import IOSpec
 from nasdistill.spec.options import explain, parse_options
 from nasdistill.testing.kit.inputs import network, outputs, samples
 from nasdistill.testing.kit.runner import SOURCES, RecordingRunner, StageRun, stand_in
@@ -32,9 +36,16 @@ CONTEXT = {
     "teacher": (
         "what makes the network behind every teacher's name, written like `model`; one like the student unless given"
     ),
+    "space": (
+        "the space that the student is a point of, for recipes that ask for others: `package.module:callable`, which "
+        "returns one for images of 1 x 8 x 8 in ten classes; then instead of `model` and `teacher` the student is the "
+        "point `architecture` (the default one unless given) and the teacher the default one"
+    ),
+    "architecture": "the parameters of the student's point of `space`",
 }
 """What an example's context may name."""
 
+DIGITS = IOSpec("image", (1, 8, 8), 10)
 FILE_NAME = re.compile(r"^[A-Za-z0-9][\w. -]*$")
 
 
@@ -43,12 +54,18 @@ def run(subject: Subject, recipe: Recipe | None = None, **changes: Any) -> tuple
 
     `changes` are arguments of the runner.
     """
-    what = subject.context("model", "SmallResNet")
+    what: Any = subject.context("model", "SmallResNet")
+    teacher: Any = subject.context("teacher", what)
     batch = samples(subject.context("batch"))
+    if subject.context("space") is not None:
+        space = _space(subject.context("space"))
+        point = space.architecture(subject.context("architecture", {}))
+        what, teacher = partial(space.build, point, DIGITS), partial(space.build, space.default(), DIGITS)
+        changes = {"origin": Origin(space, point, DIGITS), **changes}
     student = network(what, batch)
     runner = RecordingRunner(
         subject.host, student, lambda size, start: samples(subject.context("batch"), size, start),
-        stand_in(subject.context("teacher", what), batch), **{"seed": 0, **changes},
+        stand_in(teacher, batch), **{"seed": 0, **changes},
     )  # fmt: skip
     recipe = subject.create() if recipe is None else recipe
     protocol: RecipeRunner = runner
@@ -297,6 +314,15 @@ def interrupts_pass_through(subject: Subject) -> None:
 
 
 # -- details ----------------------------------------------------------------------------------------------------------
+
+
+def _space(named: Any) -> SearchSpace:
+    """Return the space that a context names: a callable, or where it is."""
+    if isinstance(named, str):
+        module, _, attribute = named.partition(":")
+        named = getattr(importlib.import_module(module), attribute)
+    found: SearchSpace = named()
+    return found
 
 
 def _loss_problem(subject: Subject, name: str, value: Any) -> str:

@@ -30,7 +30,9 @@ from nasdistill.interfaces import (
     Transformed,
 )
 from nasdistill.interfaces.base import ComponentFactory
+from nasdistill.interfaces.recipe import TEACHER, Origin
 from nasdistill.seeds import seeded
+from nasdistill.spec.architecture import Architecture
 from nasdistill.spec.component import Kind
 from nasdistill.testing.kit.inputs import descend, forward, network, objective, outputs
 from nasdistill.testing.registry import CheckFailed
@@ -77,6 +79,7 @@ class RecordingRunner:
         steps: optimiser steps of a stage, whatever it asks for.
         fails: what the stage of that number (from 0) raises, or None.
         score: what every evaluation gives; None evaluates.
+        origin: what the student is, where a space made it.
 
     Attributes:
         stages: the stages in the order in which they were run.
@@ -92,6 +95,7 @@ class RecordingRunner:
     steps: int = 2
     fails: Callable[[int], BaseException | None] = lambda number: None
     score: float | None = None
+    origin: Origin | None = None
     stages: list[StageRun] = field(default_factory=list)
     opened: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
@@ -101,6 +105,7 @@ class RecordingRunner:
 
     def __post_init__(self) -> None:
         self._keep(self.student)
+        self._teachers[TEACHER] = SingleTeacher(self.teacher_model(), label=TEACHER, fingerprint=TEACHER)
 
     # -- what a recipe calls ------------------------------------------------------------------------------------------
 
@@ -138,6 +143,21 @@ class RecordingRunner:
             made: Transformed = transform.apply(student, [self.samples(16, 0), self.samples(16, 100)], forward)
         self._keep(made.model)
         return made
+
+    def candidate(self, architecture: Architecture, source: nn.Module | None = None) -> nn.Module:
+        """Return the network of another point of the student's space, started from `source` or the teacher.
+
+        Raises:
+            UsageError: no space made the student.
+        """
+        self._count()
+        if self.origin is None:
+            raise UsageError("this student is no point of a search space, so there are no others beside it")
+        with seeded(self.seed, "candidate", architecture.fingerprint):
+            model = self.origin.space.build(architecture, self.origin.io)
+        self.origin.space.inherit(model, architecture, self._teachers[TEACHER].model if source is None else source)
+        self._keep(model)
+        return model
 
     def teacher(self, reference: str) -> TeacherSession:
         """Return a registered teacher, or a network in the place of the one that `reference` names.

@@ -1,0 +1,308 @@
+"""`prune_distill` and `teacher_assistant` on small networks, and by the command that runs recipes."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from toys_search import write_digits
+
+import nasdistill
+from nasdistill.cli.app import run as main
+from nasdistill.distill import StageRunner
+from nasdistill.errors import ArchitectureError, ConfigError, TrialFailure, UsageError
+from nasdistill.interfaces import Evaluation, SingleTeacher, StageResult
+from nasdistill.interfaces.recipe import TEACHER, Origin
+from nasdistill.library.training import Distillation, distill_architecture
+from nasdistill.seeds import seeded
+from nasdistill.spec.component import Kind
+from nasdistill.spec.config import TrainingConfig, parse_config
+from nasdistill.spec.io import IOSpec
+from nasdistill.testing.kit.space import TinySpace
+
+IO = IOSpec("image", (1, 8, 8), 10)
+
+
+class Judged:
+    """A runner that trains nothing and gives each point the loss that a table says."""
+
+    def __init__(self, space, params, losses=lambda params: 1.0, fails=()):
+        self.origin = Origin(space, space.architecture(params), IO)
+        self.losses, self.fails = losses, fails
+        self.stages, self.sources, self.registered = [], [], {}
+        self.points = {}
+
+    def made(self, architecture):
+        with seeded(0, architecture.fingerprint):
+            model = self.origin.space.build(architecture, IO)
+        self.points[model] = architecture
+        return model
+
+    def candidate(self, architecture, source=None):
+        self.sources.append(None if source is None else self.points[source])
+        return self.made(architecture)
+
+    def train(self, stage, student):
+        self.stages.append((stage, self.points[student]))
+        if stage.name in self.fails:
+            raise TrialFailure("nan_loss", "not a number")
+        loss = self.losses(dict(self.points[student].params))
+        return StageResult(student, Evaluation(0.0, loss, 1))
+
+    def register_teacher(self, name, session):
+        self.registered[name] = session
+
+
+def recipe(host, name, **options):
+    return host.create(Kind.RECIPE, name, options)
+
+
+def run(host, judged, name="prune_distill", **options):
+    student = judged.made(judged.origin.architecture)
+    found = recipe(host, name, **options).run(student, judged)
+    return student, found
+
+
+# ---- prune_distill ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.paper("2407.14679", "recipes:prune_distill")
+def test_candidates_have_the_size_and_the_lowest_loss_wins(host):
+    space = TinySpace()
+    judged = Judged(space, {"width": 4}, losses=lambda params: 0.5 if params["activation"] == "gelu" else 2.0)
+    _, found = run(host, judged, tolerance=0.3, candidates=5, short_epochs=0.5, epochs=7)
+    target = space.cost(judged.origin.architecture, IO).params
+    *tried, (last, chosen) = judged.stages
+    assert 2 < len(tried) <= 5
+    assert tried[0][1] == judged.origin.architecture
+    assert len({point for _, point in tried}) == len(tried)
+    assert all(abs(space.cost(point, IO).params - target) <= 0.3 * target for _, point in tried)
+    away = [abs(space.cost(point, IO).params - target) for _, point in tried[1:]]
+    left = [space.cost(p, IO).params for p in space.enumerate() if p not in {point for _, point in tried}]
+    assert away == sorted(away)
+    assert min(abs(count - target) for count in left) >= max(away)
+    assert [stage.epochs for stage, _ in tried] == [0.5] * len(tried)
+    assert (last.epochs, last.losses, last.teacher) == (7, {"logit_kl": 1.0}, TEACHER)
+    assert chosen.params["activation"] == "gelu"
+    assert judged.points[found] == chosen
+    assert judged.sources == [None] * (len(tried) - 1)  # all from the teacher, but the student, which was there
+
+
+@pytest.mark.paper("2407.14679", "recipes:prune_distill")
+def test_sizes_between_are_cut_from_one_another_and_taught_by_the_first_teacher(host):
+    space = TinySpace()
+    judged = Judged(space, {"width": 4, "depth": 1}, losses=lambda params: -params["width"])
+    run(host, judged, through=[3.0], tolerance=0.4, candidates=4)
+    longs = [(stage, point) for stage, point in judged.stages if "try" not in stage.name]
+    assert [stage.name for stage, _ in longs] == ["size_0", "size_1"]
+    assert {stage.teacher for stage, _ in judged.stages} == {TEACHER}
+    between, last = (point for _, point in longs)
+    sizes = [space.cost(point, IO).params for point in (between, last, judged.origin.architecture)]
+    assert sizes[0] > 2 * sizes[1]
+    assert abs(sizes[1] - sizes[2]) <= 0.4 * sizes[2]
+    cut = [point for stage, point in judged.stages if stage.name.startswith("size_1")]
+    assert all(point.params[name] <= between.params[name] for point in cut for name in ("width", "ratio", "depth"))
+    count = sum(stage.name.startswith("size_1_try") for stage, _ in judged.stages)
+    assert judged.sources[-count:] == [between] * count
+
+
+def test_a_candidate_that_cannot_be_trained_is_left_out(host):
+    judged = Judged(TinySpace(), {"width": 4}, fails=("size_0_try_0", "size_0_try_2"))
+    run(host, judged, tolerance=0.3, candidates=4)
+    assert judged.stages[-1][1] == judged.stages[1][1]
+    nothing = Judged(TinySpace(), {"width": 4}, fails=[f"size_0_try_{i}" for i in range(9)])
+    with pytest.raises(TrialFailure):
+        run(host, nothing, tolerance=0.3)
+
+
+def test_large_spaces_are_drawn_from(host, monkeypatch):
+    import nasdistill_recipes.prune_distill as module
+
+    monkeypatch.setattr(module, "MANY", 40)
+    judged = Judged(TinySpace(), {"width": 4})
+    first, again = (
+        recipe(host, "prune_distill", tolerance=0.5, seed=s).choose(judged.origin, 400, None) for s in (1, 1)
+    )
+    assert first == again
+    assert judged.origin.architecture in first or len(first) >= 1
+
+
+def test_recipes_need_a_point_of_a_space(host):
+    for name in ("prune_distill", "teacher_assistant"):
+        judged = Judged(TinySpace(), {})
+        judged.origin, student = None, judged.made(TinySpace().default())
+        with pytest.raises(UsageError, match=f"recipe recipes:{name} looks for other networks"):
+            recipe(host, name).run(student, judged)
+    with pytest.raises(ConfigError, match="must fall"):
+        recipe(host, "prune_distill", through=[2.0, 3.0])
+
+
+# ---- teacher_assistant -----------------------------------------------------------------------------------------------
+
+WIDE = {"width": [4, 8, 16], "depth": [1, 2, 4]}
+
+
+@pytest.mark.paper("2002.10957", "recipes:teacher_assistant")
+@pytest.mark.parametrize(
+    ("params", "helped"),
+    [
+        ({"width": 8, "depth": 2}, True),
+        ({"width": 4, "depth": 1}, True),
+        ({"width": 16, "depth": 2}, False),
+        ({"width": 8, "depth": 4}, False),
+    ],
+)
+def test_an_assistant_where_depth_and_width_are_at_most_half(host, params, helped):
+    judged = Judged(TinySpace(WIDE), params)
+    student, found = run(host, judged, "teacher_assistant", epochs=3, assistant_epochs=5)
+    assert found is student
+    names = [(stage.name, stage.teacher, stage.epochs) for stage, _ in judged.stages]
+    if not helped:
+        assert names == [("student", TEACHER, 3)]
+        return
+    assert names == [("assistant", TEACHER, 5), ("student", "assistant", 3)]
+    (_, assistant), _ = judged.stages
+    assert dict(assistant.params) == {**judged.origin.architecture.params, "width": 16}
+    session = judged.registered["assistant"]
+    assert judged.points[session.model] == assistant
+    assert len({json.dumps(stage.losses) for stage, _ in judged.stages}) == 1
+    assert not any(parameter.requires_grad for parameter in session.model.parameters())
+
+
+def test_when_decides_and_axes_can_be_named(host):
+    small = {"width": 8, "depth": 4}
+    for when, count in (("always", 2), ("never", 1)):
+        judged = Judged(TinySpace(WIDE), small)
+        run(host, judged, "teacher_assistant", when=when)
+        assert len(judged.stages) == count
+    with pytest.raises(UsageError, match="no axis heads of numbers"):
+        run(host, Judged(TinySpace(WIDE), small), "teacher_assistant", width="heads")
+    with pytest.raises(UsageError, match="no axis activation"):
+        run(host, Judged(TinySpace(WIDE), small), "teacher_assistant", depth="activation")
+
+
+# ---- the runner ------------------------------------------------------------------------------------------------------
+
+
+def test_candidates_of_the_runner_start_from_the_teacher(host):
+    space = TinySpace()
+    arch, small = space.default(), space.architecture({"width": 4})
+    with seeded(7, "teacher"):
+        teacher = space.build(arch, IO)
+
+    def runner(inherit=True):
+        made = StageRunner(
+            None, host=host, training=TrainingConfig(inherit=inherit), seed=3, cache_dir=None,
+            origin=Origin(space, arch, IO),
+        )  # fmt: skip
+        made.register_teacher(TEACHER, SingleTeacher(copy.deepcopy(teacher), label="t", fingerprint="t"))
+        return made
+
+    one, two, fresh = runner(), runner(), runner(inherit=False)
+    two.candidate(arch)
+    models = [each.candidate(small) for each in (one, two, fresh)]
+    assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
+    assert torch.equal(models[0].stem.weight, teacher.stem.weight[:4])
+    assert not torch.equal(models[2].stem.weight, teacher.stem.weight[:4])
+    assert one.architecture_of(models[0]) == small
+    assert one.architecture_of(models[1]) is None
+    assert one.record[0]["kind"] == "candidate"
+    assert one.record[0]["params"] == sum(parameter.numel() for parameter in models[0].parameters())
+    with pytest.raises(ArchitectureError):
+        one.candidate(TinySpace(WIDE).architecture({"width": 16}))
+    plain = StageRunner(None, host=host, training=TrainingConfig(), seed=3, cache_dir=None)
+    with pytest.raises(UsageError, match="no point of a search space"):
+        plain.candidate(small)
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+SPACE = {"width": [16, 32], "depth": [1, 2], "heads": [1], "mlp_ratio": [1, 2], "attention": ["softmax"],
+         "stem_width": [8], "reduction": [0]}  # fmt: skip
+
+
+@pytest.fixture
+def request_of(host, tmp_path_factory, monkeypatch):
+    base = tmp_path_factory.getbasetemp()
+    monkeypatch.setenv("NASDISTILL_CACHE", str(base / "recipe-cache"))
+    data = base / "recipe-digits.npz"
+    if not data.exists():
+        write_digits(data, 120)
+    point = host.create(Kind.SEARCH_SPACE, "conv_vit", SPACE).architecture({"width": 16, "depth": 1})
+
+    def made(name, **options):
+        config = {
+            "task": {"options": {"data": str(data)}},
+            "teacher": {"name": "timm:test_resnet"},
+            "space": [{"name": "conv_vit", "options": SPACE}],
+            "training": {"batch_size": 40, "checkpoint_seconds": 0.0},
+            "recipe": {"name": name, "options": options},
+        }
+        return Distillation(point, parse_config(config, where="test"), 0, seed=3)
+
+    return made
+
+
+def test_a_recipe_that_was_stopped_ends_with_the_same_student(host, request_of, tmp_path):
+    request = request_of("prune_distill", candidates=2, tolerance=0.9, short_epochs=1, epochs=2)
+    whole = distill_architecture(request, tmp_path / "whole", host=host)
+    record = whole["recipe"]["record"]
+    stages = [entry for entry in record if entry["kind"] == "stage"]
+    assert [entry["name"] for entry in stages] == ["size_0_try_0", "size_0_try_1", "size_0"]
+    best = min(stages[:2], key=lambda entry: entry["loss"])
+    student = nasdistill.load_student(tmp_path / "whole")
+    if best["name"] == "size_0_try_1":
+        assert student.architecture.id == next(entry["name"] for entry in record if entry["kind"] == "candidate")
+    else:
+        assert student.architecture == request.architecture
+    assert student.architecture.to_json() == whole["architecture"]
+    assert sum(parameter.numel() for parameter in student.model().parameters()) == whole["params"]
+    assert student.score == whole["validation"]["score"]
+
+    class Cut(Exception):
+        pass
+
+    def cut(line):
+        if line.startswith("stage size_0:"):
+            raise Cut
+
+    with pytest.raises(Cut):
+        distill_architecture(request, tmp_path / "torn", host=host, message=cut)
+    assert (tmp_path / "torn" / "stages" / "size_0_try_1.safetensors").is_file()
+    again = distill_architecture(request, tmp_path / "torn", host=host)
+    assert (again["validation"], again["recipe"], again["steps"]) == (
+        whole["validation"], whole["recipe"], whole["steps"],
+    )  # fmt: skip
+    assert sorted(path.name for path in (tmp_path / "torn").iterdir()) == [
+        "architecture.json", "distill.json", "model.safetensors", "provenance.json", "result.json",
+    ]  # fmt: skip
+    other = request_of("prune_distill", candidates=2, tolerance=0.9, short_epochs=1, epochs=3)
+    with pytest.raises(UsageError, match=r"recipe\.options\.epochs was 2, is 3"):
+        distill_architecture(other, tmp_path / "torn", host=host)
+
+
+def test_the_command_runs_a_recipe(request_of, tmp_path, capsys):
+    request = request_of("teacher_assistant")
+    arch = tmp_path / "arch.json"
+    arch.write_text(json.dumps({**request.architecture.to_json(), "space_options": SPACE}))
+    data = request.config.task.options["data"]
+    common = ["distill", str(arch), "--teacher", "timm:test_resnet", "--data", data, "--out", str(tmp_path / "out")]
+    short = ["--set", "recipe.options.epochs=1", "--set", "recipe.options.assistant_epochs=0.5"]
+    losses = ["--set", "recipe.options.losses={kd = 1.0}"]
+    assert main([*common, "--recipe", "teacher_assistant", *short, *losses, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [entry["name"] for entry in result["recipe"]["record"] if entry["kind"] == "stage"] == [
+        "assistant",
+        "student",
+    ]
+    assert result["architecture"] == request.architecture.to_json()
+    for arguments, words in (
+        (["--recipe", "teacher_assistant", "--epochs", "2"], "has epochs and losses of its own"),
+        ([], "--epochs N"),
+        (["--recipe", "teacher_assistent"], "teacher_assistant"),
+    ):
+        assert main([*common[:-1], str(tmp_path / "other"), *arguments]) != 0
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
