@@ -19,6 +19,7 @@ BUNDLED: tuple[str, ...] = (
     "nasdistill_tasks",
     "nasdistill_teachers",
     "nasdistill_transforms",
+    "nasdistill_transforms",
 )
 
 PREFIX = "nasdistill_"

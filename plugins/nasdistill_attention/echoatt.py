@@ -18,6 +18,7 @@ Source: "EchoAtt: Attend, Copy, then Adjust for More Efficient Large Language Mo
 - `mix` is ours: followers keep queries and keys at first and attend with lambda A_own + (1 - lambda) A_leader; training
   lowers lambda (:func:`set_mix`) and takes them out at 0 (:func:`settle`).
 - Models of the libraries cache a key per token of every layer: followers' keys are zeros there, and still take memory.
+- A shared map is no attention call any more that others could see: replace attention in other layers first.
 """
 
 from __future__ import annotations
