@@ -19,7 +19,6 @@ BUNDLED: tuple[str, ...] = (
     "nasdistill_tasks",
     "nasdistill_teachers",
     "nasdistill_transforms",
-    "nasdistill_transforms",
 )
 
 PREFIX = "nasdistill_"
