@@ -79,7 +79,6 @@ def digits(host):
 # ---- every family ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.paper("arXiv:1910.03771", "teachers:hf")
 @pytest.mark.parametrize(
     ("family", "head"),
     [(family, head) for family in ENCODERS for head in ("classes", "embedding", "masked_lm")]
@@ -109,7 +108,6 @@ def test_text_models_answer_as_transformers_does(saved, opened, family, head):
     assert not session.model.training
 
 
-@pytest.mark.paper("arXiv:1910.03771", "teachers:hf")
 @pytest.mark.parametrize("family", IMAGES)
 def test_image_models_answer_as_transformers_does(saved, opened, digits, family):
     session, _ = opened(saved(family), digits)
@@ -152,7 +150,6 @@ def minilm():
     return Path(spec.origin).parent / "model"
 
 
-@pytest.mark.paper("arXiv:1910.03771", "teachers:hf")
 def test_minilm_embeds_sentences(minilm, opened, host):
     from transformers import BertModel
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from nasdistill.interfaces import Example
 from nasdistill.spec.component import Kind, TaskSpec
 from nasdistill.testing import generate_checks, isolated_host
 from nasdistill.testing.checks import common
-from nasdistill.testing.kit.task import TinyTask
+from nasdistill.testing.kit.task import TINY_TASK, TinyTask
 from nasdistill.testing.registry import context_names
+from nasdistill.testing.subject import Subject
 
 CHECKS = Path(testing.__file__).parent / "checks"
 
@@ -24,7 +26,7 @@ def test_what_the_checks_ask_an_example_for_is_declared(kind):
     """And nothing else is; the pages of the documentation are made from it."""
     sources = [CHECKS / f"{kind.value}.py", *(CHECKS / kind.value).glob("*.py")]
     text = "".join(path.read_text(encoding="utf-8") for path in sources if path.exists())
-    asked = set(re.findall(r"""context(?:\.get)?\(\s*"(\w+)\"""", text))
+    asked = set(re.findall(r"""(?:context(?:\.get)?|made)\(\s*"(\w+)\"""", text))
     if "example_task(" in text:
         asked |= {"task", "task_options"}
     if kind is Kind.ATTENTION:
@@ -56,3 +58,22 @@ def test_a_name_that_nobody_asks_for_is_an_error():
 def test_so_it_is_in_an_example_that_is_given():
     with pytest.raises(UsageError, match=r"has 'modell' in its context.*Did you mean 'model'"):
         results(TinyTask, examples=[Example(context={"modell": None})])
+
+
+def test_what_an_example_makes_is_made_once_in_a_folder_that_goes_with_it():
+    made = []
+
+    def write(folder):
+        made.append(folder)
+        (folder / "x").write_text("x")
+        return str(folder / "x")
+
+    host = isolated_host(TINY_TASK)
+    subject = Subject(host, next(iter(host.specs(Kind.TASK))), Example(context={"locator": write, "task": "tiny"}))
+    assert subject.made("locator") == subject.made("locator")
+    assert Path(subject.made("locator")).read_text() == "x"
+    assert (subject.made("task"), subject.made("task_options")) == ("tiny", None)
+    [folder] = made
+    del subject
+    gc.collect()
+    assert not folder.exists()
