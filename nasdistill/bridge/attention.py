@@ -20,6 +20,7 @@ Attention dropout has no meaning for a core and is left out; so is dropout insid
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypedDict, cast
@@ -506,7 +507,9 @@ def _same_tokens(first: Tensor, second: Tensor) -> bool:
 
 
 def _packed(geometry: AttentionGeometry) -> dict[str, Any]:
-    return asdict(geometry)
+    """Return sizes as JSON has them, so that a record equals itself after a round trip."""
+    found: dict[str, Any] = json.loads(json.dumps(asdict(geometry)))
+    return found
 
 
 def _unpacked(data: Mapping[str, Any]) -> AttentionGeometry:
