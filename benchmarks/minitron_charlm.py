@@ -4,7 +4,7 @@ A teacher of 4 layers (width 64, 4 heads, 256 neurons; in Llama's style 2 key/va
 tinyshakespeare by characters. Students have half its parameters, the deepest shape of that size. For each style:
 
 - *kept*: the most important heads, neurons and channels by activations (as the paper has it), a random choice, the
-  least important ones; each as cut (zero-shot), and after the same distillation. Fresh weights of the same shape beside.
+  least important ones; each as cut (zero-shot), and after the same distillation; beside it fresh weights of that shape.
 - *trained*: by the KL of the logits alone, or by the cross entropy of the text; equal steps, order and learning rate.
 - *order*: several shapes of that size, ranked as cut and after the distillation; Kendall's tau between the two orders
   says whether the loss right after cutting may choose the shape.
