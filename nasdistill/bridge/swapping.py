@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from nasdistill.bridge.masks import MaskNature, kernel_arguments, read_mask
 from nasdistill.bridge.watching import opened_multi_head
 from nasdistill.errors import MismatchError
-from nasdistill.interfaces import AttentionContext, AttentionGeometry, static_shape
+from nasdistill.interfaces import AttentionContext, AttentionGeometry, AttentionMask, static_shape
 
 
 class SharedStore(dict[str, Any]):
@@ -219,17 +219,21 @@ class OwnAttention(SwappedAttention):
     def _context(self, given: dict[str, Any], x: Tensor, keys: Tensor) -> AttentionContext:
         """Turn the library's arguments into data."""
         swap = self.swap
-        self._refuse_cache(given, x)
+        cache = self._cache(given, x)
         mask = given.get("attention_mask", given.get("attn_mask"))
         causal = bool(given.get("is_causal") or False)
         q, k = x.unsqueeze(1), keys.unsqueeze(1)
+        if cache is not None:  # the mask is over the earlier tokens too
+            k = k[:, :, :1, :1].expand(-1, -1, cache.tokens + static_shape(x)[1], -1)
         if issubclass(type(self).swapped_from, nn.MultiheadAttention):
             mask, causal = _multi_head_mask(given, mask), causal and given.get("key_padding_mask") is None
         elif mask is None and swap.nature.causal:
             causal = True
         if causal and mask is not None:
             causal = False  # a hint: the mask says it
-        read, bias = read_mask(mask, causal, q, k, swap.nature, swap.variant)
+        read, bias = read_mask(mask, causal and cache is None, q, k, swap.nature, swap.variant)
+        if causal and cache is not None:  # the last token sees all; the kernel's triangle would start at the first key
+            read = AttentionMask(causal=True)
         positions = given.get("position_ids")
         if isinstance(positions, Tensor):
             positions = positions[0] if positions.ndim == 2 and static_shape(positions)[0] == 1 else positions
@@ -237,18 +241,21 @@ class OwnAttention(SwappedAttention):
             positions = None
         layout = swap.geometry.layout if static_shape(x)[1] == swap.geometry.tokens else None
         return AttentionContext(
-            mask=read, bias=bias, layer=swap.layer, layout=layout, positions=positions, layer_input=x, store=swap.store
-        )
+            mask=read, bias=bias, layer=swap.layer, layout=layout, positions=positions, layer_input=x, store=swap.store,
+            cache=cache,
+        )  # fmt: skip
 
-    def _refuse_cache(self, given: dict[str, Any], x: Tensor) -> None:
-        """Refuse to decode: keys and values of earlier tokens are not where the library's cache would have them.
+    def _cache(self, given: dict[str, Any], x: Tensor) -> LibraryCache | None:
+        """Return the library's cache where the attention can keep in it what it needs; else refuse to decode.
 
-        The cache gets one number per token, so that the next step finds out how many there were.
+        Where it cannot, the cache gets one number per token, so that the next step finds out how many there were.
         """
         cache = given.get("past_key_values", given.get("past_key_value"))
         index = getattr(self, "layer_idx", None)
         if cache is None or index is None or not hasattr(cache, "update") or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-            return
+            return None
+        if getattr(self.core, "pair_cache", False) and self.swap.nature.causal:
+            return LibraryCache(cache, index)
         mark = x.new_zeros(x.shape[0], 1, x.shape[1], 1)
         seen, _ = cache.update(mark, mark, index)
         if seen.shape[-2] != x.shape[1]:
@@ -257,6 +264,34 @@ class OwnAttention(SwappedAttention):
                 "values, which has no place for what it keeps",
                 hint="Generate with use_cache=False.",
             )
+        return None
+
+
+class LibraryCache:
+    """One layer of a transformers cache, for attention that keeps two vectors per token instead of keys and values.
+
+    Attributes:
+        tokens: how many tokens there are.
+    """
+
+    def __init__(self, cache: Any, layer: int) -> None:
+        self._cache, self._layer = cache, layer
+        self.tokens = int(cache.get_seq_length(layer))
+
+    def append(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Add new tokens, ``(B, N, X)`` and ``(B, N, Y)``, and return all of them.
+
+        Raises:
+            MismatchError: the cache does not hold all tokens so far and nothing else (a fixed length, a window).
+        """
+        kept = self._cache.update(first.unsqueeze(1), second.unsqueeze(1), self._layer)
+        self.tokens += static_shape(first)[1]
+        if any(static_shape(x)[-2] != self.tokens for x in kept):
+            raise MismatchError(
+                f"layer {self._layer}: this {type(self._cache).__name__} does not keep the tokens one after the other",
+                hint="Use a DynamicCache, or generate with use_cache=False.",
+            )
+        return kept[0].squeeze(1), kept[1].squeeze(1)
 
 
 def _multi_head_mask(given: dict[str, Any], mask: Tensor | None) -> Tensor | None:

@@ -441,11 +441,15 @@ class ModuleAttention(nn.Module, ABC):
     Attributes:
         options_model: pydantic model of the options.
         examples, expected_failures: as in :class:`nasdistill.interfaces.Component`.
+        pair_cache: its decoding cache holds two vectors per token, and is used through nothing but ``tokens`` (how many
+            there are) and ``append(first, second)``, ``(B, N, X)`` and ``(B, N, Y)``, which returns those of all
+            tokens: then a library's own cache of keys and values can take its place.
     """
 
     options_model: ClassVar[type[ComponentOptions]] = ComponentOptions
     examples: ClassVar[tuple[Example, ...]] = (Example(),)
     expected_failures: ClassVar[Mapping[str, str]] = {}
+    pair_cache: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod

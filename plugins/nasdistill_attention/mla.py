@@ -211,6 +211,7 @@ class LatentAttention(ModuleAttention):
 
     options_model = MLAOptions
     options: MLAOptions
+    pair_cache = True
     examples = (
         Example(name="default"),
         Example({"kv_rank": 4, "path": "absorbed", "latent_norm": True}, name="absorbed"),

@@ -103,6 +103,36 @@ def test_a_converted_llama_is_causal_and_rebuilt_from_json(host):
         assert torch.equal(forward(rebuilt, batch), forward(result.model, batch))
 
 
+@pytest.mark.paper("arXiv:2503.11132", "transforms:mla_upcycle")
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_librarys_cache_holds_the_latents(host, family):
+    model, batch = made(family)
+    rope = {"rope_dim": 4} if family == "llama" else {}
+    made_ = transform(host, "mla_upcycle", kv_rank=6, variant=rope).apply(model, [batch], forward).model
+    ids, mask = batch.inputs["input_ids"], torch.ones(3, 11, dtype=torch.long)
+    mask[1, :3] = 0  # padded on the left, as generation does
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    for given in ({}, {"attention_mask": mask, "position_ids": positions}):
+        with torch.no_grad():
+            whole = made_(input_ids=ids, use_cache=False, **given).logits
+            cut = {name: value[:, :5] for name, value in given.items()}
+            step = made_(input_ids=ids[:, :5], use_cache=True, **cut)
+            found = [step.logits]
+            for i in range(5, 11):
+                cut = {name: value[:, : i + 1] if name == "attention_mask" else value[:, i : i + 1]
+                       for name, value in given.items()}  # fmt: skip
+                step = made_(input_ids=ids[:, i : i + 1], past_key_values=step.past_key_values, use_cache=True, **cut)
+                found.append(step.logits)
+        found, real = torch.cat(found, dim=1), given.get("attention_mask", torch.ones(3, 11)).bool()
+        torch.testing.assert_close(found[real], whole[real], atol=2e-5, rtol=1e-4)
+        layer = step.past_key_values.layers[1]
+        assert layer.keys.shape == (3, 1, 11, 6)
+        assert layer.values.shape == (3, 1, 11, 4 if rope else 0)
+    tokens = made_.generate(ids[:1, :4], max_new_tokens=4, do_sample=False, num_beams=2, pad_token_id=0)
+    plain = made_.generate(ids[:1, :4], max_new_tokens=4, do_sample=False, num_beams=2, pad_token_id=0, use_cache=False)
+    assert torch.equal(tokens, plain)
+
+
 @pytest.mark.slow
 @pytest.mark.paper("arXiv:2409.14595", "transforms:echoatt")
 def test_one_after_the_other_and_rebuilt_in_a_fresh_process(host, tmp_path: Path):
