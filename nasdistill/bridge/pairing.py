@@ -7,7 +7,7 @@ padding changes the answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +84,25 @@ def check_pair(
     _check_tokenizer(text, folder, label, say)
     _check_length(config, text, label, say, made_for)
     _check_pad(config, text, io.head, label)
+
+
+def compare_pixels(theirs: Mapping[str, Any], task: Task, label: str, say: Say) -> None:
+    """Warn when a task's pixels are scaled otherwise than those that a model was trained on.
+
+    Args:
+        theirs: ``mean`` and ``std`` of the model's pixels, as in `TeacherInfo.preprocessing`.
+        task: a prepared task.
+        label: how messages call the model.
+        say: told in one line.
+    """
+    ours = task.preprocessing
+    keys = [key for key in ("mean", "std") if key in theirs and key in ours]
+    pairs = [pair for key in keys for pair in zip(theirs[key], ours[key], strict=False)]
+    if any(abs(float(a) - float(b)) > 0.02 for a, b in pairs):
+        say(
+            f"warning: {label} was trained with mean {theirs.get('mean')} and std {theirs.get('std')}, the task uses "
+            f"{ours.get('mean')} and {ours.get('std')}; set mean and std in the task's options"
+        )
 
 
 def check_answers(model: nn.Module, task: Task, label: str, say: Say) -> None:

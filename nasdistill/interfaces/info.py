@@ -21,7 +21,8 @@ class TeacherInfo:
         max_length: longest input in tokens, special ones included; None where it has no limit.
         labels: names of its classes, in order; empty where it says none.
         preprocessing: how pixels become its input: ``mean``, ``std`` (per channel, of pixels in [0, 1]), ``size``
-            (height, width), ``interpolation``, ``crop``; empty where unknown.
+            (height, width), ``interpolation``, ``crop`` (share of the shorter side that is kept); what is unknown is
+            left out.
     """
 
     library: Literal["", "transformers", "timm", "diffusers"] = ""

@@ -25,7 +25,7 @@ from pydantic import Field
 
 from nasdistill.bridge.describing import describe, sentence_modules
 from nasdistill.bridge.hub import model_folder
-from nasdistill.bridge.pairing import check_answers, check_pair
+from nasdistill.bridge.pairing import check_answers, check_pair, compare_pixels
 from nasdistill.bridge.random_models import save_random_model
 from nasdistill.bridge.transformers import Pooling, answer_hash, load_model, read_config
 from nasdistill.errors import MismatchError, UsageError
@@ -106,6 +106,7 @@ class HfTeacher(Teacher):
         config = read_config(folder, label=label)
         info = describe(locator, revision=options.revision, label=label)
         check_pair(config, task, folder, label, say, made_for=info.max_length)
+        compare_pixels(info.preprocessing, task, label, say)
         if io.kind != "tokens" and io.kind != "image":  # check_pair has refused all others
             raise MismatchError(f"{label} takes texts or images, but the task is {io}")
         model = load_model(

@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import nn
 
 from nasdistill.bridge import prepare_imports
-from nasdistill.bridge.pairing import compare_classes
+from nasdistill.bridge.pairing import compare_classes, compare_pixels
 from nasdistill.bridge.timm_info import TimmFolder, describe_timm, timm_folder
 from nasdistill.errors import DataError, MismatchError, NasdistillError, UsageError, did_you_mean, one_line
 from nasdistill.interfaces.base import Example
@@ -115,6 +115,7 @@ class TimmTeacher(Teacher):
         if self.options.weights is not None or self.options.pretrained:
             raise UsageError(f"{label} is a folder with weights of its own", hint="Leave weights and pretrained out.")
         compare_classes(folder.labels, int(folder.arguments.get("num_classes", task.io.outputs)), task, label, say)
+        compare_pixels(folder.record, task, label, say)
         import timm
 
         own = {name: value for name, value in folder.arguments.items() if name not in ("in_chans", "num_classes")}
@@ -184,13 +185,7 @@ class TimmTeacher(Teacher):
                 f"{task.io.outputs} classes",
                 hint="Fine-tune the model on the task first and give its weights.",
             )
-        used = getattr(task, "preprocessing", {})
-        asked = {"mean": list(record.mean), "std": list(record.std)}
-        if any(key in used and not _close(used[key], asked[key]) for key in asked):
-            say(
-                f"warning: {label} was trained with mean {asked['mean']} and std {asked['std']}, the task uses "
-                f"{used['mean']} and {used['std']}; set mean and std in the task's options"
-            )
+        compare_pixels({"mean": record.mean, "std": record.std}, task, label, say)
 
 
 def _timm(name: str) -> Any:
@@ -251,7 +246,3 @@ def _made_for(model: nn.Module, state: dict[str, torch.Tensor]) -> str:
     stem, head = state.get(f"{record.get('first_conv')}.weight"), state.get(f"{record.get('classifier')}.weight")
     channels = f"{stem.shape[1]} channels" if stem is not None and stem.ndim == 4 else "other channels"
     return f"{channels} and {head.shape[0]} classes" if head is not None else f"{channels} or classes"
-
-
-def _close(first: list[float], second: list[float]) -> bool:
-    return len(first) == len(second) and all(abs(a - b) < 0.02 for a, b in zip(first, second, strict=True))

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from toys_text import ToyText, save_tokenizer
+from toys_ids import ToyText, save_tokenizer
 
 from nasdistill.bridge.random_models import random_model, save_random_model
 from nasdistill.bridge.tokenizers import load_tokenizer, text_info, vocabulary_sha256
@@ -462,3 +462,14 @@ def test_vocabulary_hash_sees_every_token(tmp_path):
     hashes = [vocabulary_sha256(load_tokenizer(str(tmp_path / name))) for name in "abcd"]
     assert hashes[0] == hashes[1]
     assert len(set(hashes)) == 3
+
+
+def test_pixels_are_compared(opened, saved, digits, tmp_path):
+    folder = tmp_path / "vit"
+    shutil.copytree(saved("vit"), folder)
+    ours = digits.preprocessing
+    for mean, warned in ((list(ours["mean"]), False), ([0.9], True)):
+        record = {"do_normalize": True, "image_mean": mean, "image_std": list(ours["std"]), "size": 8}
+        (folder / "preprocessor_config.json").write_text(json.dumps(record))
+        _, lines = opened(folder, digits)
+        assert any("was trained with mean [0.9]" in line for line in lines) == warned
