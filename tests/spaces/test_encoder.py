@@ -562,11 +562,22 @@ def test_shared_weights_can_be_copied_saved_and_moved_on(host):
             assert shared(ids, mask).abs().max() == 0
 
 
-def test_a_supernet_refuses_another_teacher(host):
+def test_shared_weights_of_another_teacher(host):
+    """Nothing comes from another structure; the layers of a shallower one are spread as a student's are."""
     space = space_of(host, teacher_of())
-    for teacher in (nn.Linear(2, 2), teacher_of(num_hidden_layers=2)):
-        with pytest.raises(MismatchError, match="4 layers"):
-            space.supernet(CLASSES, teacher)
+    alien = nn.Linear(2, 2)
+    torch.manual_seed(1)
+    fresh = space.supernet(CLASSES).state_dict()
+    torch.manual_seed(1)
+    other = space.supernet(CLASSES, alien).state_dict()
+    assert all(torch.equal(tensor, other[name]) for name, tensor in fresh.items())
+    shallow = teacher_of(num_hidden_layers=2)
+    shared = space.supernet(CLASSES, shallow).eval()
+    arch = space.architecture(FULL)
+    ids, mask = tokens()
+    with torch.no_grad():
+        expected = inherited(space, arch, CLASSES, shallow)(ids, mask)
+        assert torch.equal(shared.extract(arch)(ids, mask), expected)
 
 
 def test_sites_of_the_sliced_network_are_those_of_the_student(host):

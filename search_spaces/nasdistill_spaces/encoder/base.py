@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 from torch import nn
 
-from nasdistill.errors import ArchitectureError, MismatchError, UnknownComponentError
+from nasdistill.errors import ArchitectureError, UnknownComponentError
 from nasdistill.interfaces import (
     AttentionCore,
     AttentionGeometry,
@@ -95,6 +95,8 @@ class EncoderSpace(SearchSpace):
     """Students cut from a BERT-like teacher; a subclass says which axes there are and how they size the layers."""
 
     options: Any
+    name: ClassVar[str]
+    """What messages call it that are written before it is created."""
 
     @classmethod
     def adapted(cls, options: Mapping[str, Any], teacher: TeacherInfo) -> dict[str, Any]:
@@ -105,7 +107,7 @@ class EncoderSpace(SearchSpace):
         """
         if "teacher" in options or (not teacher.library and not teacher.model):
             return {}
-        return {"teacher": read_sizes(teacher, cls.__name__)}
+        return {"teacher": read_sizes(teacher, cls.name)}
 
     @abstractmethod
     def _layers(self, arch: Architecture) -> tuple[LayerShape, ...]:
@@ -211,10 +213,10 @@ class EncoderSpace(SearchSpace):
         """Return shared weights for the whole space or a sub-space, as large as its largest member in every tensor.
 
         With ``ranking = "importance"`` channels, heads and neurons are ordered once, by the teacher's weights, the most
-        important first (the axes of an embedding, which are channels, too). Without a teacher the weights are fresh.
+        important first (the axes of an embedding, which are channels, too). Without a teacher, or with one of another
+        structure, the weights are fresh.
 
         Raises:
-            MismatchError: the teacher is not the one that the options describe.
             ArchitectureError: a variant has tensors of its own, or `io` does not fit.
         """
         choices = self._choices(subspace)
@@ -240,18 +242,14 @@ class EncoderSpace(SearchSpace):
         return SuperLm(shared, used, build, sources, first)
 
     def _start(self, shared: EncoderNet, used: Sequence[int], teacher: nn.Module) -> None:
-        """Copy the teacher's weights into a supernet's."""
+        """Copy the teacher's weights into a supernet's, whose layers are numbered as those of the options' teacher."""
         source = read_source(teacher, shared.shape.head)
-        expected = self.options.teacher.layers
-        if source is None or source.depth != expected:
-            found = "no BERT-like encoder" if source is None else f"{source.depth} layers"
-            raise MismatchError(
-                f"space {self.id} is made for a teacher of {expected} layers; "
-                f"this {type(teacher).__name__} has {found}",
-                hint="Give the sizes in the space's option `teacher`, or leave them to be read from the teacher.",
-            )
+        if source is None:
+            return
         order = rank(source, shared.shape.head_dim, teacher) if self.options.ranking == "importance" else None
-        inherit_weights(shared, source, used, order, nested=True)
+        # The same layers, unless this teacher is deeper or shallower than the options say.
+        layers = [index * source.depth // self.options.teacher.layers for index in used]
+        inherit_weights(shared, source, layers, order, nested=True)
 
     def _net(self, shape: EncoderShape) -> EncoderNet:
         return EncoderNet(shape, [self._core(shape, layer) for layer in shape.layers])

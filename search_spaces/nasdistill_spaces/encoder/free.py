@@ -52,6 +52,7 @@ class BertFree(EncoderSpace):
 
     options_model = BertFreeOptions
     options: BertFreeOptions
+    name = "bert_free"
     examples = (
         Example({}, {"io": IOSpec("tokens", (10,), 3, 40)}, "default"),
         Example(

@@ -57,6 +57,7 @@ class Encoder(EncoderSpace):
 
     options_model = EncoderOptions
     options: EncoderOptions
+    name = "encoder"
     examples = (
         Example({}, {"io": SHORT}, "default"),
         Example(
