@@ -1,4 +1,4 @@
-"""A task of random token ids, whose every claim about itself can be set, and small tokenizers."""
+"""Small real parts for the tests of text tasks: tokenizers, networks, prepared tasks."""
 
 from __future__ import annotations
 
@@ -6,85 +6,72 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
-from nasdistill.interfaces import Batch, Metric, Task, TextInfo
-from nasdistill.spec.io import IOSpec
+from nasdistill.seeds import seeded
 
-SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")
+WORDS = """
+the a cat dog sat ran on under mat tree is was good bad film plot great dull and not very it i you we they red blue
+house river small large old new child woman man plays reads sings fast slow
+""".split()  # noqa: SIM905
 
 
-def save_tokenizer(folder: Path, *words: str, pad: bool = True) -> Path:
-    """Save a tokenizer of whole words: the special tokens first, then `words`."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
+def tokenizer_folder(folder: Path, *, pad: bool = True, end: bool = True, frame: bool = True) -> Path:
+    """Save a tokenizer of about 60 words, framed as BERT's is; return its folder."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    backend = Tokenizer(WordLevel({word: i for i, word in enumerate((*SPECIAL, *words))}, unk_token="[UNK]"))
-    backend.pre_tokenizer = Whitespace()
-    named = {"pad_token": "[PAD]"} if pad else {}
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=backend, cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]", **named
-    )
-    fast.save_pretrained(folder)
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[END]"]
+    vocabulary = {word: i for i, word in enumerate([*special, *WORDS])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    if frame:
+        backend.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
+    names = {"unk_token": "[UNK]"}
+    names |= {"pad_token": "[PAD]"} if pad else {}
+    names |= {"eos_token": "[END]"} if end else {}
+    names |= {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"} if frame else {}
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, model_input_names=["input_ids", "token_type_ids", "attention_mask"], **names
+    ).save_pretrained(folder)
     return folder
 
 
-class ToyText(Task):
-    """Ids of 4 to 12 tokens, padded on the right."""
+class Reader(nn.Module):
+    """A one-layer transformer over token ids, with any head.
 
-    metric = Metric("accuracy")
+    Args:
+        vocabulary: number of ids.
+        outputs: numbers of the head; 0 for the mean vector itself.
+        width: of the vectors.
+        heads: of the attention.
+        per_token: an answer for every token.
+    """
 
-    def __init__(
-        self, *, head="classes", outputs=3, vocabulary=60, classes=(), text=None, rows=None, kind="tokens"
-    ) -> None:  # fmt: skip
+    def __init__(self, vocabulary: int, outputs: int, width: int = 16, heads: int = 2, per_token: bool = False) -> None:
         super().__init__()
-        self._io = IOSpec(kind, (12,), outputs, vocabulary, head)
-        self._classes, self._text, self._rows = tuple(classes), text, rows
+        self.embed = nn.Embedding(vocabulary, width)
+        self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
+        self.out = nn.Linear(width, width)
+        self.head = nn.Linear(width, outputs) if outputs else nn.Identity()
+        self.heads, self.per_token = heads, per_token
 
-    def prepare(self, cache_dir=None, progress=None):
-        """Nothing to read."""
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids=None) -> Tensor:
+        """Return ``(B, K)`` or ``(B, N, K)``."""
+        x = self.embed(input_ids)
+        q, k, v = (part(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.q, self.k, self.v))
+        mask = None if attention_mask is None else attention_mask[:, None, None, :].bool()
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
+        if not self.per_token:
+            weight = torch.ones_like(x[..., :1]) if attention_mask is None else attention_mask[..., None].to(x.dtype)
+            x = (x * weight).sum(1) / weight.sum(1)
+        return self.head(x)
 
-    @property
-    def io(self):
-        return self._io
 
-    @property
-    def text(self) -> TextInfo | None:
-        return self._text
-
-    @property
-    def classes(self):
-        return self._classes
-
-    @property
-    def fingerprint(self):
-        return "toy"
-
-    def size(self, split):
-        return 20
-
-    def rows(self, count):
-        if self._rows is not None:
-            return tuple(part[torch.arange(count) % len(part)] for part in self._rows)
-        ids = torch.randint(3, self._io.vocabulary, (count, 12), generator=torch.Generator().manual_seed(0))
-        mask = (torch.arange(12) < (4 + torch.arange(count) % 9).unsqueeze(1)).long()
-        return ids * mask, mask
-
-    def batches(self, split, *, batch_size, epoch=0, seed=0, train=False):
-        ids, mask = self.rows(20)
-        for rows in torch.arange(20).split(batch_size):
-            inputs = {"input_ids": ids[rows], "attention_mask": mask[rows]}
-            yield Batch(inputs, rows % max(2, self._io.outputs), rows)
-
-    def forward(self, model, batch):
-        return model(batch.inputs["input_ids"], batch.inputs["attention_mask"])
-
-    def loss(self, output, batch):
-        return F.cross_entropy(output, batch.labels)
-
-    def score(self, outputs, labels):
-        return 0.0
-
-    def example(self, batch_size=1):
-        return self.rows(batch_size)
+def reader(task, seed: int = 0, width: int = 16) -> Reader:
+    """Return a network that fits a prepared task."""
+    io = task.io
+    with seeded(seed, "reader"):
+        return Reader(io.vocabulary, io.outputs, width, per_token=io.head in ("masked_lm", "causal_lm"))

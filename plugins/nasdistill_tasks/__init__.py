@@ -22,7 +22,9 @@ def nasdistill_tasks() -> list[TaskSpec]:
             "nasdistill_tasks.text_classification:TextClassification",
             "One class per text or pair of texts: tsv, csv, JSON lines, parquet, saved data sets.",
             options="nasdistill_tasks.text_classification:TextClassificationOptions",
-            references=("Sentences written for this package",),
+            references=(
+                "Gorodkin: Comparing two K-category assignments by a K-category correlation coefficient, 2004",
+            ),
         ),
         TaskSpec(
             "sentence_similarity",

@@ -97,4 +97,7 @@ def _folder(folder: Path, suffixes: Sequence[str], documents: bool) -> Files:
         raise DataError(
             f"{folder} has no file whose name says 'train'; it has {names}", hint="Name the file itself as data."
         )
+    for split, paths in files.items():
+        if len({path.suffix for path in paths}) > 1:
+            raise DataError(f"{folder} has {split} data twice: {', '.join(path.name for path in paths[:8])}")
     return files

@@ -118,8 +118,12 @@ def find_parts(
             tables = [open_table(p, header=header, delimiter=delimiter, asked=asked) for p in given_files]
             found[name] = (tables, list(given_files))
     parts: dict[Split, Part] = {}
+    first = found["train"][0][0]
+    usual = choose("train", first)
     for split, (tables, paths) in found.items():
-        columns = tuple(choose(split, table) for table in tables)
+        # Files of one form are read alike: what a small one holds may look otherwise.
+        alike = [table.columns == first.columns and usual.label is not None for table in tables]
+        columns = tuple(usual if same else choose(split, table) for table, same in zip(tables, alike, strict=True))
         if len({(c.pair is None, c.label is None) for c in columns}) > 1:
             raise DataError(f"the {split} files of {data} have different columns")
         origin = ", ".join(table.origin for table in tables)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,9 +121,9 @@ def open_store(
             pass
     except OSError as error:
         note(f"tokenised text cannot be kept: {error}")
-        holder = tempfile.TemporaryDirectory(prefix="nasdistill-tokens-")
-        _write(Path(holder.name), make)
-        store = _read(Path(holder.name))
+        holder = _Scratch()
+        _write(holder.path, make)
+        store = _read(holder.path)
         return Store(store.arrays, store.facts, holder)
     # Another process may have been faster: its content is the same, and a full folder cannot be replaced.
     with contextlib.suppress(_Taken), atomic_folder(path) as temporary:
@@ -130,6 +131,14 @@ def open_store(
         if path.exists():
             raise _Taken
     return _read(path)
+
+
+class _Scratch:
+    """A temporary folder that goes when nobody holds this any more."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="nasdistill-tokens-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 class _Taken(Exception):
