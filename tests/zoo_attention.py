@@ -282,6 +282,14 @@ class Infinite(Padded):
         return (scores if allowed is None else scores.masked_fill(~allowed, float("-inf"))).softmax(-1)
 
 
+class Routed(Padded):
+    """Scales its output by the last token of the layer's input, padding or not."""
+
+    def output(self, weights, v, ctx):
+        out = super().output(weights, v, ctx)
+        return out if ctx.layer_input is None else out * ctx.layer_input[:, -1, :4].sum(-1).sin()[:, None, None, None]
+
+
 class Windows(Basic):
     """Honours windows only."""
 
@@ -933,6 +941,7 @@ BROKEN = [
     Broken("exportable_is_true", spec(Basic, exportable=False), "declare it"),
     Broken("exportable_is_true", spec(Recalling, exportable=True, stateful=True), "torch.export"),
     Broken("timm_bridge_agrees", spec(Sampling), "differs"),
+    Broken("transformers_bridge_agrees", spec(Routed), "in BERT what stands at padding changes other tokens"),
     Broken("unfit_layers_are_refused", spec(Unturned), "rotary is ignored"),
     Broken("unfit_layers_are_refused", spec(Terse), "does not say rotary"),
     Broken("the_softmax_layer_is_left_alone", spec(Borrowing), "w_o"),

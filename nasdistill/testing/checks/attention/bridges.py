@@ -1,4 +1,4 @@
-"""Leaving plain torch: export, and the place of a core in a vision transformer."""
+"""Leaving plain torch: export, and the place of a core in models of timm and transformers."""
 
 from __future__ import annotations
 
@@ -140,3 +140,64 @@ def timm_bridge_agrees(subject: Subject) -> None:
     for name, parameter in attention.named_parameters():
         if parameter.grad is None or not parameter.grad.isfinite().all():
             fail(f"in the block {name} gets {'no' if parameter.grad is None else 'not a finite'} gradient")
+
+
+def fits_transformers(subject: Subject) -> bool:
+    """Whether an encoder or a decoder takes such a variant: a stateless core."""
+    tags = tags_of(subject)
+    return is_core(subject) and not tags.stateful and (tags.bidirectional or tags.causal == "strict")
+
+
+@check(
+    Kind.ATTENTION,
+    thorough=True,
+    applies=fits_transformers,
+    hint="Whatever you read besides q, k and v (ctx.layer_input, say): keep padding and later tokens out of it.",
+)
+def transformers_bridge_agrees(subject: Subject) -> None:
+    """In BERT and Llama a core keeps its promises on padding, causality and exactness, and can be trained there.
+
+    Grouped heads are tried where they are declared.
+    """
+    from nasdistill.bridge.random_models import random_model
+
+    tags = tags_of(subject)
+    if tags.bidirectional:
+        _keeps_its_promises(subject, "BERT", random_model("bert"))
+    if tags.causal == "strict":
+        _keeps_its_promises(subject, "Llama", random_model("llama", num_key_value_heads=1 if tags.gqa else 2))
+
+
+def _keeps_its_promises(subject: Subject, name: str, model: nn.Module) -> None:
+    """Try a core in one layer of a model of ids, whose second sample is padded where the variant takes padding."""
+    from nasdistill.bridge.attention import set_attention, verify_attention
+
+    tags, tokens = tags_of(subject), 12
+    generator = torch.Generator().manual_seed(1)
+    ids, others = (torch.randint(3, 60, (2, tokens), generator=generator) for _ in range(2))
+    real = torch.arange(tokens)[None] < torch.tensor([[tokens], [8 if tags.padding else tokens]])
+
+    def run(model: nn.Module, ids: Tensor = ids) -> Tensor:
+        out: Tensor = model(input_ids=ids, attention_mask=real.long())[0]
+        return out[real]
+
+    with torch.no_grad():
+        stock = run(model)
+    set_attention(model, {1: (subject.id, dict(subject.example.options))}, subject.host, run=run)
+    verify_attention(model, run)
+    out = run(model)
+    if tags.exact and (found := gap(out, stock)) > 1e-5:
+        fail(f"in {name} it differs from softmax attention by {found:.3g}")
+    with torch.no_grad():
+        if tags.padding and (found := gap(run(model, torch.where(real, ids, others)), out)) > 1e-5:
+            fail(f"in {name} what stands at padding changes other tokens by {found:.3g}")
+        if name == "Llama":
+            first = torch.arange(tokens)[None].expand(2, -1) < 6
+            changed = run(model, torch.where(first, ids, others))
+            if (found := gap(changed[first[real]], out[first[real]])) > 1e-5:
+                fail(f"in {name} later tokens change earlier ones by {found:.3g}")
+    torch.autograd.backward(out.square().sum())
+    for path, parameter in model.named_parameters():
+        lacking = parameter.grad is None and ".core." in path
+        if lacking or (parameter.grad is not None and not parameter.grad.isfinite().all()):
+            fail(f"in {name} {path} gets {'no' if parameter.grad is None else 'not a finite'} gradient")
