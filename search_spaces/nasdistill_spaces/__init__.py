@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nasdistill import hookimpl
-from nasdistill.spec.component import SearchSpaceSpec, SpaceTags
+from nasdistill.spec.component import SearchSpaceSpec, SpaceTags, TransformSpec
 
 
 @hookimpl
@@ -69,5 +69,19 @@ def nasdistill_search_spaces() -> list[SearchSpaceSpec]:
             partly=("arXiv:2403.03853", "arXiv:2302.13971"),
             left_out="Tensor and pipeline parallel training; other decoders' parts (mixtures of experts, ALiBi, soft caps).",
             tags=SpaceTags(family="decoder", inherits=True),
+        ),
+    ]
+
+
+@hookimpl
+def nasdistill_transforms() -> list[TransformSpec]:
+    """Return the transforms that belong to a space."""
+    return [
+        TransformSpec(
+            "minitron",
+            "nasdistill_spaces.decoder.transform:Minitron",
+            "A decoder cut to shares of its layers, width, heads and neurons, the most important ones kept",
+            options="nasdistill_spaces.decoder.transform:MinitronOptions",
+            references=("arXiv:2407.14679",),
         ),
     ]

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from nasdistill.bridge.transformers import TokenModel
 from nasdistill.errors import ArchitectureError, ConfigError, MismatchError
 from nasdistill.interfaces import Batch
 from nasdistill.interfaces.info import TeacherInfo
@@ -121,18 +122,9 @@ def adapted(host, family, **more):
     return made(host, sizes, **more)
 
 
-class Wrapped(nn.Module):
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids, attention_mask=None):
-        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
-
-
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "mistral"])
 def test_at_full_size_it_is_the_teacher(host, family):
-    teacher, space = Wrapped(stock(family)).eval(), adapted(host, family)
+    teacher, space = TokenModel(stock(family), "causal_lm").eval(), adapted(host, family)
     arch = space.default()
     student = space.build(arch, IO).eval()
     before = copy.deepcopy(teacher.state_dict())
@@ -545,10 +537,30 @@ def test_stock_teachers_are_sliced_as_ours(host, family):
     space.inherit(whole, space.default(), teacher)
     arch = space.architecture({axis.name: axis.choices[0] for axis in space.axes()})
     one, two = space.build(arch, IO), space.build(arch, IO)
-    space.inherit(one, arch, Wrapped(teacher), calibration=[batch_of(ids())])
+    space.inherit(one, arch, TokenModel(teacher, "causal_lm"), calibration=[batch_of(ids())])
     space.inherit(two, arch, whole, calibration=[batch_of(ids())])
     assert all(torch.equal(tensor, two.state_dict()[name]) for name, tensor in one.state_dict().items())
     assert ("lm_head.weight" in one.state_dict()) == (family == "llama")
+
+
+@pytest.mark.paper("2407.14679", "spaces:minitron")
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_transform_cuts_as_the_space_does(host, family):
+    teacher, batch = TokenModel(stock(family), "causal_lm"), batch_of(ids())
+    shares = {"layers": 0.5, "width": 0.5, "heads": 0.5, "mlp": 0.25}
+    made_ = host.create(Kind.TRANSFORM, "minitron", shares)
+    found = made_.apply(teacher, [batch], lambda model, batch: model(**batch.inputs))
+    space = adapted(host, family, shares=[0.25, 0.5, 1.0], divisor=1)
+    heads = {"groups": 1, "queries": 2} if family == "llama" else {"heads": 2}
+    mlp = space.options.mlp // 4
+    arch = space.architecture({"layers": 1, "width": 16, "mlp": mlp, **heads})
+    student = space.build(arch, IO).eval()
+    space.inherit(student, arch, teacher, calibration=[batch])
+    assert torch.equal(run(found.model.eval(), ids()), run(student, ids()))
+    assert found.report["params"] == [space.cost(space.default(), IO).params, space.cost(arch, IO).params]
+    assert found.report["ranked_by"] == "activations"
+    with pytest.raises(MismatchError, match="cuts decoders"):
+        made_.apply(nn.Linear(2, 2), [], lambda model, batch: model(batch))
 
 
 def test_tied_and_untied_output_matrices(host):

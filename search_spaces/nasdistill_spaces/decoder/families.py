@@ -100,17 +100,22 @@ def read_teacher(model: nn.Module) -> tuple[DecoderShape, dict[str, Tensor]] | N
         if isinstance(module, DecoderNet):
             return module.shape, dict(module.state_dict())
         config: Any = getattr(module, "config", None)
-        if getattr(config, "model_type", None) in SERVED and hasattr(config, "to_dict"):
-            return _read_stock(module, config.to_dict())
+        if getattr(config, "model_type", None) not in SERVED or not hasattr(config, "to_dict"):
+            continue
+        state = {name: tensor.detach() for name, tensor in module.state_dict().items()}
+        # A wrapper may show the configuration of what it holds; the names tell which module is the model.
+        if "transformer.wte.weight" in state or "model.embed_tokens.weight" in state:
+            return _read_stock(state, config.to_dict())
     return None
 
 
-def _read_stock(model: nn.Module, config: Mapping[str, Any]) -> tuple[DecoderShape, dict[str, Tensor]] | None:
+def _read_stock(
+    state: Mapping[str, Tensor], config: Mapping[str, Any]
+) -> tuple[DecoderShape, dict[str, Tensor]] | None:
     try:
         sizes = sizes_of(config)
     except MismatchError:
         return None
-    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     score = state.get("score.weight")
     layers, outputs = sizes["layers"], sizes["vocabulary"] if score is None else score.shape[0]
     shape = DecoderShape(

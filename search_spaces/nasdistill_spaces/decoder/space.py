@@ -8,8 +8,8 @@ each on a coarse grid of shares of the largest:
 Heads keep their size, so their number does not tie the width. All layers are alike, as in the paper, or (`per_layer`)
 heads and neurons are axes of each layer; with several attention variants each layer has an axis for its own. `params`
 keeps the points within a tolerance (5 %) of a number of parameters: the candidates of the paper. Students start from
-the teacher's most important parts (:mod:`nasdistill_spaces.decoder.inherit`): the space is the pruning, there is no
-transform beside it.
+the teacher's most important parts (:mod:`nasdistill_spaces.decoder.inherit`); the transform `minitron` does the same
+for given shares, without a search.
 
 Cost of one layer at N tokens, width C, H heads, G groups of size D, F neurons: N (2 C D (H + G) + 2 C F) plus the core
 (softmax 2 N^2 H D) multiply-accumulates; a gated MLP has 3 C F.
