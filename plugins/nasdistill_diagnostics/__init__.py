@@ -26,4 +26,11 @@ def nasdistill_diagnostics() -> list[DiagnosticSpec]:
             partly=("arXiv:2109.11105",),
             left_out="The embedding of a data set's texts among the features.",
         ),
+        DiagnosticSpec(
+            "subspace_interference",
+            "nasdistill_diagnostics.subspace_interference:SubspaceInterference",
+            "whether students that share weights pull them the same way, within and across sub-spaces",
+            options="nasdistill_diagnostics.subspace_interference:SubspaceInterferenceOptions",
+            references=("arXiv:2201.12507",),
+        ),
     ]

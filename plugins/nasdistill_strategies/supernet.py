@@ -48,7 +48,7 @@ class SupernetOptions(ComponentOptions):
     supernet_epochs: int = Field(10, ge=1, description="Epochs of every set of shared weights.")
     others: int = Field(2, ge=0, description="Random sub-networks of a step beside the largest and the smallest.")
     loss: str | None = Field(
-        "minilmv2", description="Loss that shared weights are trained on; null takes the run's objective."
+        "qkv_relation", description="Loss that shared weights are trained on; null takes the run's objective."
     )
     loss_options: dict[str, Any] = Field(default_factory=dict, description="Its options.")
     lr: float | None = Field(None, gt=0, description="Peak learning rate of shared weights; the run's if not given.")

@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -118,6 +119,16 @@ def built(kind: type[nn.Module], *args: int, seed: int = 0, **options: int) -> n
     """Return a network with weights drawn from `seed`, whatever the global generator says."""
     with seeded(seed, "model"):
         return kind(*args, **options)
+
+
+def small_bert() -> nn.Module:
+    """Return a transformers BERT of 4 layers with 4 heads and random weights: 64 tokens of 57, two classes."""
+    from nasdistill.bridge.random_models import random_model
+    from nasdistill.bridge.transformers import TokenModel
+
+    sizes = {"num_hidden_layers": 4, "hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 96}
+    model: Any = random_model("bert", "classes", **sizes, vocab_size=57, max_position_embeddings=64, num_labels=2)
+    return TokenModel(model, "classes")
 
 
 def maker(what: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
