@@ -24,7 +24,8 @@ from nasdistill.measure.counting import count_macs, count_params
 from nasdistill.spec.component import Kind
 from nasdistill.spec.io import IOSpec
 from nasdistill.store.students import save_student
-from nasdistill_spaces.encoder.sizes import TABLE, TeacherSizes, reported_cost, scaled, source_layers
+from nasdistill_spaces.choices import source_layers
+from nasdistill_spaces.encoder.sizes import TABLE, TeacherSizes, reported_cost, scaled
 
 VOCABULARY = 60
 CLASSES = IOSpec("tokens", (9,), 3, VOCABULARY)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 from torch import nn
 
-from nasdistill.errors import ArchitectureError, UnknownComponentError
+from nasdistill.errors import ArchitectureError
 from nasdistill.interfaces import (
     AttentionCore,
     AttentionGeometry,
@@ -23,15 +23,16 @@ from nasdistill.interfaces import (
     SubSpace,
     TeacherInfo,
 )
-from nasdistill.spec.architecture import Architecture, Axis, Value
-from nasdistill.spec.component import Kind
+from nasdistill.spec.architecture import Architecture, Value
 from nasdistill.spec.io import Cost, IOSpec
 from nasdistill.spec.options import ComponentOptions
+from nasdistill_spaces.choices import source_layers, unique
+from nasdistill_spaces.cores import core_class, fresh_core
 from nasdistill_spaces.encoder.model import EncoderNet, EncoderShape, LayerShape
 from nasdistill_spaces.encoder.planning import plan_of
 from nasdistill_spaces.encoder.ranking import rank
 from nasdistill_spaces.encoder.reading import read_source
-from nasdistill_spaces.encoder.sizes import TeacherSizes, read_sizes, source_layers, unique
+from nasdistill_spaces.encoder.sizes import TeacherSizes, read_sizes
 from nasdistill_spaces.encoder.standalone import PER_LAYER, encoder
 from nasdistill_spaces.encoder.stock import stock_model
 from nasdistill_spaces.encoder.superlm import SuperLm
@@ -276,32 +277,11 @@ class EncoderSpace(SearchSpace):
 
     def _core(self, shape: EncoderShape, layer: LayerShape) -> AttentionCore:
         """Return a fresh core for one layer."""
-        self._core_class(layer.attention)
         geometry = AttentionGeometry(dim=shape.hidden, heads=layer.heads, head_dim=shape.head_dim)
-        options = self.options.attention_options.get(layer.attention)
-        core: AttentionCore = self.host.create(Kind.ATTENTION, layer.attention, options, geometry=geometry)
-        return core
+        return fresh_core(self, layer.attention, geometry, self.options.attention_options, padding=True)
 
     def _core_class(self, name: str) -> type[AttentionCore]:
-        """Return a variant's class.
-
-        Raises:
-            ArchitectureError: unknown, or not a variant that can stand in an encoder's layer.
-        """
-        try:
-            tags = self.host.tags(Kind.ATTENTION, name)
-        except UnknownComponentError as error:
-            raise ArchitectureError(f"{self.id}: {error.message}", hint=error.hint) from error
-        reasons = [f"it is of level {tags.level!r}"] if tags.level != "core" else []
-        reasons += [] if tags.bidirectional else ["it works with a causal mask only"]
-        reasons += [] if tags.padding else ["it does not take padding"]
-        if reasons:
-            raise ArchitectureError(
-                f"{self.id}: attention variant {name!r} cannot stand in an encoder: {', '.join(reasons)}",
-                hint="nasdistill plugins list --kind attention names all variants; choose some of level 'core'.",
-            )
-        found: type[AttentionCore] = self.host.load(Kind.ATTENTION, name)
-        return found
+        return core_class(self, name, padding=True)
 
     # ---- cost -----------------------------------------------------------------------------------------------------
 
@@ -326,13 +306,3 @@ class EncoderSpace(SearchSpace):
             return self._core_class(variant).cost(geometry, io.shape[0], io.shape[0], options)
 
         return plan_of(self._shape(arch, io), io.shape[0], core_cost)
-
-
-def present(layer: int, fewest: int) -> Callable[[Mapping[str, Value]], bool] | None:
-    """Return when layer `layer` is there; None means always."""
-    return None if layer < fewest else lambda params: int(params["layers"]) > layer
-
-
-def layer_axis(layer: int, fewest: int, name: str, choices: Sequence[Value], default: Value, **more: Any) -> Axis:
-    """Return an axis of one layer, inactive where the layer is not there."""
-    return Axis(f"layer{layer:02d}.{name}", tuple(choices), default, present(layer, fewest), **more)

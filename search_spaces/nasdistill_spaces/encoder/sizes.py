@@ -16,8 +16,7 @@ stays the teacher's.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -25,6 +24,7 @@ from pydantic import Field, model_validator
 from nasdistill.errors import MismatchError
 from nasdistill.interfaces import TeacherInfo
 from nasdistill.spec.options import ComponentOptions
+from nasdistill_spaces.choices import half_up, to_width, unique
 
 ModelType = Literal["bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert"]
 FAMILIES = {"xlm-roberta": "roberta", "camembert": "roberta"}
@@ -160,24 +160,6 @@ def _refuse_unlike(config: Mapping[str, Any], space: str) -> None:
         raise MismatchError(f"space {space} has no students with {', '.join(reasons)}, as this teacher is configured")
 
 
-def half_up(value: float) -> int:
-    """Round to the nearest integer, halves up, at least 1."""
-    return max(1, math.floor(value + 0.5))
-
-
-def granule(width: int) -> int:
-    """Return what widths of students are multiples of: 8, or the largest power of two that fits 1/24 of `width`."""
-    return int(min(8, 2 ** math.floor(math.log2(max(1.0, width / 24)))))
-
-
-def to_width(value: float, width: int) -> int:
-    """Round a student's width for a teacher of `width`, at most to the teacher's own."""
-    if value >= width:
-        return width
-    step = granule(width)
-    return min(width, half_up(value / step) * step)
-
-
 def scaled(name: str, sizes: TeacherSizes) -> dict[str, tuple[Any, ...]]:
     """Return the choices of sub-space `name` for a teacher, ascending: axis -> choices; see the module."""
     table = TABLE[name]
@@ -188,28 +170,6 @@ def scaled(name: str, sizes: TeacherSizes) -> dict[str, tuple[Any, ...]]:
         "hidden": unique(to_width(value * sizes.hidden / 768, sizes.hidden) for value in table["hidden"]),
         "mlp_ratio": unique(round(float(value * ratio), 4) for value in table["mlp_ratio"]),
     }
-
-
-def union(parts: Iterable[Mapping[str, tuple[Any, ...]]]) -> dict[str, tuple[Any, ...]]:
-    """Return all choices of several sub-spaces, axis by axis, ascending."""
-    found: dict[str, tuple[Any, ...]] = {}
-    for part in parts:
-        found = {axis: unique((*found.get(axis, ()), *choices)) for axis, choices in part.items()}
-    return found
-
-
-def unique(values: Iterable[Any]) -> tuple[Any, ...]:
-    """Return distinct values, ascending."""
-    return tuple(sorted(set(values)))
-
-
-def source_layers(depth: int, teacher_depth: int) -> tuple[int, ...]:
-    """Return for each of `depth` layers the teacher layer it starts from: floor(i * teacher_depth / depth).
-
-    >>> source_layers(7, 12)
-    (0, 1, 3, 5, 6, 8, 10)
-    """
-    return tuple(index * teacher_depth // depth for index in range(depth))
 
 
 def reported_cost(layers: int, heads: int, hidden: int, ratio: float, tokens: int = 128) -> tuple[float, float]:

@@ -26,9 +26,10 @@ from pydantic import Field, field_validator
 from nasdistill.interfaces import Example, SubSpace
 from nasdistill.spec.architecture import Architecture, Axis, Value
 from nasdistill.spec.io import IOSpec
-from nasdistill_spaces.encoder.base import EncoderSpace, EncoderSpaceOptions, layer_axis
+from nasdistill_spaces.choices import half_up, layer_axis, union
+from nasdistill_spaces.encoder.base import EncoderSpace, EncoderSpaceOptions
 from nasdistill_spaces.encoder.model import LayerShape
-from nasdistill_spaces.encoder.sizes import SUBSPACES, half_up, scaled, union
+from nasdistill_spaces.encoder.sizes import SUBSPACES, scaled
 from nasdistill_spaces.images import unique_sorted
 
 SHORT = IOSpec("tokens", (10,), 3, 40)
