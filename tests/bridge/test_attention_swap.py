@@ -247,13 +247,14 @@ def test_a_mask_that_the_variant_cannot_use_is_refused_in_the_forward(host):
         model(input_ids=torch.randint(3, 50, (3, 9)), attention_mask=pattern)
 
 
-def test_a_module_passed_by_is_noticed(host):
+def test_a_module_passed_by_is_noticed(host, monkeypatch):
     model = built("bert")
     set_attention(model, "flow", host, run=runner("bert"))
     model.set_attn_implementation("eager")  # the library would write its softmax out: the core is reached all the same
     verify_attention(model, runner("bert"))
     assert model.config._attn_implementation == "eager"
-    transformers.AttentionInterface.register("nasdistill:elsewhere", lambda module, q, k, v, mask, **_: (q, None))
+    functions = transformers.AttentionInterface._global_mapping
+    monkeypatch.setitem(functions, "nasdistill:elsewhere", lambda module, q, k, v, mask, **_: (q, None))
     model.set_attn_implementation("nasdistill:elsewhere")
     with pytest.raises(MismatchError, match="did not reach its attention:flow"):
         outputs("bert", model)
@@ -383,7 +384,7 @@ def test_a_variant_survives_the_librarys_own_saving(host, tmp_path):
     assert torch.equal(outputs("bert", apply_attention(stock, record, host)), outputs("bert", model))
 
 
-def test_no_mask_is_lost_as_with_the_librarys_own_switch(host):
+def test_no_mask_is_lost_as_with_the_librarys_own_switch(host, monkeypatch):
     """A function registered without a mask function gets no mask at all; our way gets the masks of the kernel."""
     seen = []
 
@@ -395,7 +396,7 @@ def test_no_mask_is_lost_as_with_the_librarys_own_switch(host):
     model = built("llama")
     expected = outputs("llama", model, PADDING)
     theirs = copy.deepcopy(model)
-    transformers.AttentionInterface.register("nasdistill:unmasked", registered)
+    monkeypatch.setitem(transformers.AttentionInterface._global_mapping, "nasdistill:unmasked", registered)
     theirs.set_attn_implementation("nasdistill:unmasked")
     moved = outputs("llama", theirs, PADDING)
     assert seen[0] is None
@@ -405,7 +406,6 @@ def test_no_mask_is_lost_as_with_the_librarys_own_switch(host):
     for implementation in ("sdpa", "eager"):  # both kinds of masks: bool, and float with the type's minimum
         model.set_attn_implementation(implementation)
         torch.testing.assert_close(outputs("llama", model, PADDING), expected, atol=1e-5, rtol=1e-5)
-        model.config._attn_implementation = implementation
     for variant in ("flow", "linear"):  # neither takes a bias: the float mask must come as padding and causality
         set_attention(model, variant, host, run=runner("llama"))
         model.set_attn_implementation("sdpa")

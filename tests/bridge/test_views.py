@@ -120,6 +120,14 @@ def test_rotation_of_a_part_of_the_channels_in_pairs_or_halves(style):
     assert torch.equal(view.rotary.inv_freq, model.rotary_emb.inv_freq)
 
 
+def test_models_in_half_precision_have_views():
+    family, model = FAMILIES["llama"], built("llama").to(torch.bfloat16)
+    view = attention_views(model, lambda m: family.forward(m, None, 0))[1]
+    assert torch.equal(view.w_q, model.layers[1].self_attn.q_proj.weight)
+    assert (view.rotary.style, view.rotary.dim) == ("half", 8)
+    assert torch.equal(view.rotary.inv_freq, model.rotary_emb.inv_freq.float())
+
+
 def test_packed_and_transposed_weights_are_indexed():
     family, model = FAMILIES["gpt2"], built("gpt2")
     view = attention_views(model, lambda m: family.forward(m, None, 0))[0]
