@@ -52,7 +52,7 @@ def fine_tuned(task: Task, *, epochs: int, steps: int | None = None, seed: int =
     names = dict(enumerate(getattr(task, "classes", ())))
     stock.config.id2label, stock.config.label2id = names, {name: i for i, name in names.items()}
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(folder) as temporary:
+    with quiet(), atomic_folder(folder) as temporary:
         stock.eval().save_pretrained(str(temporary))
         load_tokenizer(str(source)).save_pretrained(str(temporary))
     return folder
