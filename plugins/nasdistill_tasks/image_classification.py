@@ -3,6 +3,8 @@
 Data: the embedded ``"digits"`` (scikit-learn's 1,797 real handwritten digits, 8 x 8 pixels, 10 classes) or a path to
 an image folder, a zip of one, an ``.npz`` file, a saved ``datasets`` folder or parquet. All pixels live in memory as
 stored; a batch is augmented, scaled and normalised when it is made: ``x = (pixel * scale - mean) / std`` per channel.
+Files of a folder that would take too much memory are decoded when a batch needs them; large ones may go through timm's
+transforms then (:mod:`nasdistill_tasks.lazy_images`).
 
 Few labels: with ``labels < 1`` all training images stay, but only that share of each class keeps its label. The others
 carry the label -100 (which ``cross_entropy`` ignores and nothing can mistake for a class) and are False in
@@ -15,7 +17,7 @@ training images.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -25,22 +27,31 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from nasdistill.errors import ConfigError
+from nasdistill.errors import ConfigError, DataError
 from nasdistill.files import content_hash
 from nasdistill.interfaces.base import Example
 from nasdistill.interfaces.batch import Batch
+from nasdistill.interfaces.info import TeacherInfo
 from nasdistill.interfaces.task import Metric, Split, Task
 from nasdistill.seeds import torch_generator
 from nasdistill.spec.io import IOSpec
 from nasdistill.spec.options import ComponentOptions
-from nasdistill_tasks import augment
+from nasdistill_tasks import augment, tables
 from nasdistill_tasks.fit import logits_of, trial_forward
+from nasdistill_tasks.image_files import EXTENSIONS
+from nasdistill_tasks.lazy_images import LARGE, Pictures, first_side, timm_transforms
 from nasdistill_tasks.loading import check_source, read_source
 from nasdistill_tasks.sources import Form, Images
 from nasdistill_tasks.splitting import choose_labelled, complete
 
 UNLABELLED = -100
 """Label of a training image whose label may not be used."""
+
+_MEASURED = 512
+"""Images that mean and deviation are measured on where they are not in memory."""
+
+Transform = Callable[[Any], Tensor]
+"""From a PIL image to an input."""
 
 
 class ImageClassificationOptions(ComponentOptions):
@@ -71,6 +82,16 @@ class ImageClassificationOptions(ComponentOptions):
         description="Judge every validation image at all shifts up to so many pixels: a finer and steadier score.",
     )
     max_gigabytes: float = Field(4.0, gt=0, description="Largest memory that the pixels may take.")
+    decode: Literal["auto", "memory", "lazy"] = Field(
+        "auto", description="Files of a folder: decoded at once, when a batch needs them, or at once where they fit."
+    )
+    transforms: Literal["resize", "timm"] = Field(
+        "resize", description="`timm`: random crops for training, a centre crop otherwise; for folders of large images."
+    )
+    interpolation: Literal["bilinear", "bicubic", "lanczos", "nearest"] = Field(
+        "bicubic", description="How timm's transforms resize."
+    )
+    crop: float = Field(0.875, gt=0, le=1, description="Share of the shorter side that timm's centre crop keeps.")
     image_column: str | None = Field(None, description="Column of the images in a table.")
     label_column: str | None = Field(None, description="Column of the labels in a table.")
 
@@ -82,6 +103,8 @@ class ImageClassificationOptions(ComponentOptions):
             raise ValueError("mean and std must be given together")
         if self.std is not None and min(self.std, default=0) <= 0:
             raise ValueError("std must be above 0 for every channel")
+        if self.transforms == "timm" and (self.validation_shift or self.channels == 1 or self.decode == "memory"):
+            raise ValueError("transforms = 'timm' goes with colour images read lazily, without validation_shift")
         sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,)
         if any(side is not None and side < 1 for side in sides):
             raise ValueError("image_size must be at least 1")
@@ -102,6 +125,7 @@ class _State:
     shift: int
     flip: bool
     fingerprint: str
+    transforms: tuple[Transform, Transform] | None = None
 
 
 class ImageClassification(Task):
@@ -121,15 +145,49 @@ class ImageClassification(Task):
 
     _state: _State | None = None
 
+    @classmethod
+    def adapted(cls, options: Mapping[str, Any], teacher: TeacherInfo) -> dict[str, Any]:
+        """Return the teacher's pixels (size, crop, mean, deviation) for a folder of large images; nothing for others.
+
+        What the user says of one of these stays.
+        """
+        facts, data = teacher.preprocessing, options.get("data", "digits")
+        if data == "digits" or not facts or options.get("channels") == 1:
+            return {}
+        folder = Path(str(data)).expanduser()
+        side = first_side(folder, EXTENSIONS) if folder.is_dir() and not tables.is_table(folder) else None
+        if side is None or side <= LARGE:
+            return {}
+        found: dict[str, Any] = {}
+        if (
+            not {"mean", "std", "normalise"} & set(options)
+            and len(facts.get("mean", ())) == len(facts.get("std", ())) == 3
+        ):
+            found.update(mean=list(facts["mean"]), std=list(facts["std"]))
+        if "size" in facts:
+            found["image_size"] = list(facts["size"])
+        if options.get("transforms", "timm") == "timm" and not {"validation_shift", "decode"} & set(options):
+            found["transforms"] = "timm"
+            found["crop"] = float(facts.get("crop", 1.0))
+            if facts.get("interpolation") in ("bilinear", "bicubic", "lanczos", "nearest"):
+                found["interpolation"] = facts["interpolation"]
+        return {name: value for name, value in found.items() if name not in options}
+
     def prepare(self, cache_dir: Path | None = None, progress: Callable[[str], None] | None = None) -> None:
         """Read, split and measure the data; nothing is written."""
         if self._state is not None:
             return
         options = self.options
         size = (options.image_size,) * 2 if isinstance(options.image_size, int) else options.image_size
+        own = options.transforms == "timm"
+        if own and size is None:
+            size = (224, 224)
+        form = Form(
+            size, 3 if own else options.channels, int(options.max_gigabytes * 2**30), "lazy" if own else options.decode
+        )
         source = read_source(
             options.data,
-            Form(size, options.channels, int(options.max_gigabytes * 2**30)),
+            form,
             progress,
             image_column=options.image_column,
             label_column=options.label_column,
@@ -151,6 +209,9 @@ class ImageClassification(Task):
             labelled = choose_labelled(train.labels, options.labels, options.split_seed)
             parts["train"] = Images(train.pixels, train.labels.where(labelled, torch.tensor(UNLABELLED)))
         channels, high, wide = train.pixels.shape[1:]
+        if (own or options.decode == "lazy") and not isinstance(train.pixels, Pictures):
+            what = "transforms = 'timm'" if own else "decode = 'lazy'"
+            raise DataError(f"{options.data} is no folder of image files, which {what} is for")
         mean, std = self._normalisation(train.pixels, source.scale)
         kind = "shift" if options.augment == "auto" else options.augment
         shift = options.shift if options.shift is not None else (1 if min(high, wide) <= 16 else min(high, wide) // 8)
@@ -164,9 +225,16 @@ class ImageClassification(Task):
             "shift": shift,
             "flip": flip,
         }
+        transforms = None
+        if own:
+            shift, flip = 0, False
+            transforms = timm_transforms((high, wide), mean, std, options.interpolation, options.crop)
+            transforms = transforms if options.augment != "none" else (transforms[1], transforms[1])
+            description["transforms"] = [options.interpolation, options.crop, options.augment != "none"]
         self._state = _State(
             parts, labelled, source.classes, IOSpec("image", (channels, high, wide), len(source.classes)), source.scale,
             torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1), shift, flip, content_hash(description),
+            transforms,
         )  # fmt: skip
 
     @property
@@ -191,7 +259,9 @@ class ImageClassification(Task):
         ``input = (pixel * scale - mean) / std`` per channel, after resizing to `size` (height, width).
         """
         state = self._ready
+        crop = {"interpolation": self.options.interpolation, "crop": self.options.crop} if state.transforms else {}
         return {
+            **crop,
             "size": list(state.io.shape[1:]),
             "channels": state.io.shape[0],
             "scale": state.scale,
@@ -228,11 +298,15 @@ class ImageClassification(Task):
             ids = torch.randperm(count, generator=torch_generator(seed, "order", split, epoch))
             numbers = augment.draw(count, torch_generator(seed, "augment", split, epoch))
         for chosen in torch.split(ids, batch_size):
-            pixels = part.pixels[chosen]
-            if numbers is not None:
-                pixels = augment.shift_flip(pixels, numbers[chosen], shift=state.shift, flip=state.flip)
+            if state.transforms is not None:
+                image = self._transformed(part, chosen, (seed, split, epoch) if train else ())
+            else:
+                pixels = part.pixels[chosen]
+                if numbers is not None:
+                    pixels = augment.shift_flip(pixels, numbers[chosen], shift=state.shift, flip=state.flip)
+                image = self._scaled(pixels)
             yield Batch(
-                {"image": self._scaled(pixels)},
+                {"image": image},
                 part.labels[chosen],
                 chosen,
                 state.labelled[chosen] if state.labelled is not None and split == "train" else None,
@@ -263,8 +337,11 @@ class ImageClassification(Task):
 
     def example(self, batch_size: int = 1) -> tuple[Tensor, ...]:
         """Return the first training images ``(batch_size, C, H, W)``, not augmented, repeated where they run out."""
-        pixels = self._ready.parts["train"].pixels
-        return (self._scaled(pixels[torch.arange(batch_size) % len(pixels)]),)
+        part = self._ready.parts["train"]
+        chosen = torch.arange(batch_size) % len(part.pixels)
+        if self._ready.transforms is not None:
+            return (self._transformed(part, chosen),)
+        return (self._scaled(part.pixels[chosen]),)
 
     def check(self, model: nn.Module, label: str = "model") -> None:
         """Run two images through a copy of nothing: the model itself, in eval mode, left as it was.
@@ -286,12 +363,19 @@ class ImageClassification(Task):
             raise ValueError(f"no split {split!r}; there are {', '.join(parts)}")
         return parts[split]
 
+    def _transformed(self, part: Images, chosen: Tensor, draws: tuple[int | str, ...] = ()) -> Tensor:
+        """Return float32 inputs ``(B, 3, H, W)`` of timm's transforms."""
+        transforms = self._ready.transforms
+        assert transforms is not None  # callers ask
+        assert isinstance(part.pixels, Pictures)  # prepare refuses others
+        return part.pixels.transformed(chosen, transforms[0 if draws else 1], *draws)
+
     def _scaled(self, pixels: Tensor) -> Tensor:
         """Return float32 inputs from stored pixels ``(B, C, H, W)``."""
         state = self._ready
         return pixels.float().mul_(state.scale).sub_(state.mean).div_(state.std)
 
-    def _normalisation(self, pixels: Tensor, scale: float) -> tuple[list[float], list[float]]:
+    def _normalisation(self, pixels: Tensor | Pictures, scale: float) -> tuple[list[float], list[float]]:
         """Return mean and standard deviation per channel, rounded so that the order of summation leaves no trace."""
         options, channels = self.options, pixels.shape[1]
         if options.mean is not None and options.std is not None:
@@ -303,6 +387,10 @@ class ImageClassification(Task):
             return list(options.mean), list(options.std)
         if options.normalise == "none":
             return [0.0] * channels, [1.0] * channels
+        if options.transforms == "timm":
+            return [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's, which nearly all models were trained with
+        if isinstance(pixels, Pictures):  # evenly spaced ones say enough
+            pixels = pixels[torch.linspace(0, len(pixels) - 1, min(len(pixels), _MEASURED)).long()]
         means, deviations = [], []
         for channel in pixels.unbind(1):
             deviation, mean = torch.std_mean(channel.double() * scale, correction=0)
@@ -311,6 +399,8 @@ class ImageClassification(Task):
         return means, deviations
 
 
-def _hash(tensor: Tensor) -> str:
+def _hash(tensor: Tensor | Pictures) -> str:
+    if isinstance(tensor, Pictures):
+        return tensor.fingerprint()
     head = f"{tensor.dtype}{tuple(tensor.shape)}".encode()
     return hashlib.sha256(head + tensor.contiguous().numpy().tobytes()).hexdigest()

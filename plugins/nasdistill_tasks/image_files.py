@@ -34,6 +34,7 @@ class _File:
 
     parts: tuple[str, ...]
     read: Callable[[], bytes]
+    path: Path | None = None
 
 
 def read_folder(root: Path, form: Form, progress: Progress | None = None) -> Source:
@@ -42,7 +43,7 @@ def read_folder(root: Path, form: Form, progress: Progress | None = None) -> Sou
     for path in sorted(root.rglob("*")):
         parts = path.relative_to(root).parts
         if path.suffix.lower() in EXTENSIONS and not any(part.startswith(".") for part in parts) and path.is_file():
-            files.append(_File(parts, path.read_bytes))
+            files.append(_File(parts, path.read_bytes, path))
     folders = {entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
     return _read(files, str(root), form, progress, folders)
 
@@ -107,6 +108,9 @@ def _read(files: list[_File], origin: str, form: Form, progress: Progress | None
     if progress is not None:
         progress(f"reading {len(files)} image{'s' * (len(files) != 1)} from {origin}")
     order = {split: [(file, classes.index(c)) for c in sorted(g) for file in g[c]] for split, g in groups.items()}
+    lazy = _lazily(order, origin, form)
+    if lazy is not None:
+        return Source(lazy, tuple(classes), 1 / 255, tuple(notes))
     decoded = decode_all(
         ((f"{origin}: {'/'.join(file.parts)}", file.read) for pairs in order.values() for file, _ in pairs),
         len(files), form, origin,
@@ -118,6 +122,47 @@ def _read(files: list[_File], origin: str, form: Form, progress: Progress | None
         splits[split] = Images(decoded[begin : begin + len(pairs)], labels)
         begin += len(pairs)
     return Source(splits, tuple(classes), 1 / 255, tuple(notes))
+
+
+def _lazily(order: dict[Split, list[tuple[_File, int]]], origin: str, form: Form) -> dict[Split, Images] | None:
+    """Return images that stay in their files, where they should; None where all are decoded at once."""
+    from nasdistill_tasks.lazy_images import Pictures
+
+    every = [file for pairs in order.values() for file, _ in pairs]
+    if form.decode == "memory" or any(file.path is None for file in every):
+        return None
+    named = {file: f"{origin}: {'/'.join(file.parts)}" for file in every}
+    first = bring(_decode(named[every[0]], every[0].read).unsqueeze(0), form)[0]
+    if form.decode == "auto" and form.fits(len(every), first):
+        return None
+    channels, high, wide = first.shape
+    if form.size is None:
+        for file in every:
+            found = _stored_size(file)
+            if found is not None and found != (wide, high):
+                raise DataError(
+                    f"images differ in size: {named[every[0]]} has {_size(first)} pixels, {named[file]} has "
+                    f"{found[1]} x {found[0]}",
+                    hint="Set image_size in the task's options, for example image_size = 224.",
+                )
+    splits = {}
+    for split, pairs in order.items():
+        files = tuple((named[file], file.path) for file, _ in pairs if file.path is not None)
+        labels = torch.tensor([label for _, label in pairs], dtype=torch.int64)
+        splits[split] = Images(Pictures(files, form, (channels, high, wide), _decode), labels)
+    return splits
+
+
+def _stored_size(file: _File) -> tuple[int, int] | None:
+    """Return width and height as a file's head says them; None where it is damaged, which shows when it is decoded."""
+    from PIL import Image
+
+    try:
+        assert file.path is not None  # only folders are read lazily
+        with Image.open(file.path) as image:
+            return image.size
+    except Exception:  # decoders raise nearly anything on a damaged file
+        return None
 
 
 def decode_all(items: Iterable[tuple[str, Callable[[], object]]], count: int, form: Form, origin: str) -> Tensor:

@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from torch import Tensor
 
 from nasdistill.errors import DataError, one_line
 from nasdistill.interfaces.task import Split
+
+if TYPE_CHECKING:
+    from nasdistill_tasks.lazy_images import Pictures
 
 SPLIT_NAMES: dict[str, Split] = {
     "train": "train",
@@ -41,15 +44,21 @@ class Form:
         size: ``(height, width)``; None keeps the stored size, which must then be the same for all.
         channels: 1 or 3; None keeps what is stored.
         max_bytes: largest memory the pixels may take.
+        decode: ``memory`` decodes at once, ``lazy`` when a batch needs an image; ``auto`` at once where it fits.
     """
 
     size: tuple[int, int] | None = None
     channels: int | None = None
     max_bytes: int = 4 << 30
+    decode: str = "auto"
+
+    def fits(self, count: int, sample: Tensor | np.ndarray) -> bool:
+        """Return whether `count` images like `sample` fit into `max_bytes`."""
+        return count * _bytes(sample) <= self.max_bytes
 
     def check_memory(self, count: int, sample: Tensor | np.ndarray, origin: str) -> None:
         """Refuse `count` images like `sample` when they would not fit into `max_bytes`."""
-        needed = count * (sample.nbytes if isinstance(sample, np.ndarray) else sample.numel() * sample.element_size())
+        needed = count * _bytes(sample)
         if needed > self.max_bytes:
             raise DataError(
                 f"{origin}: {count} images of {' x '.join(map(str, sample.shape))} take {needed / 2**30:.1f} GiB of "
@@ -63,16 +72,17 @@ class Images:
     """Labelled images of one split.
 
     Attributes:
-        pixels: ``(n, C, H, W)``, uint8 or float32.
+        pixels: ``(n, C, H, W)``, uint8 or float32; or the files that hold them.
         labels: ``(n,)`` int64 in ``[0, K)``.
     """
 
-    pixels: Tensor
+    pixels: Tensor | Pictures
     labels: Tensor
 
     def select(self, index: Tensor) -> Images:
         """Return the images at `index` ``(k,)``."""
-        return Images(self.pixels[index], self.labels[index])
+        chosen = self.pixels[index] if isinstance(self.pixels, Tensor) else self.pixels.select(index)
+        return Images(chosen, self.labels[index])
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +280,10 @@ def _labels(array: np.ndarray, count: int, where: str) -> np.ndarray:
     if array.dtype.kind not in "uiU":
         raise DataError(f"{where}: labels must be integers 0 ... K-1 or texts, not {array.dtype}")
     return array
+
+
+def _bytes(sample: Tensor | np.ndarray) -> int:
+    return sample.nbytes if isinstance(sample, np.ndarray) else sample.numel() * sample.element_size()
 
 
 def _names(arrays: Mapping[str, Any]) -> str:

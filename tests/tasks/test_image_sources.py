@@ -307,7 +307,7 @@ def test_other_suffix_and_missing_path(tmp_path):
 def test_memory_limit(tmp_path):
     write_folder(tmp_path, pictures(10))
     with pytest.raises(DataError, match=r"20 images of 3 x 5 x 6 take .* GiB"):
-        load(tmp_path, max_gigabytes=1e-6)
+        load(tmp_path, max_gigabytes=1e-6, decode="memory")
 
 
 # ---- bad arrays --------------------------------------------------------------------------------------------------
