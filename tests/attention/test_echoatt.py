@@ -31,8 +31,6 @@ from nasdistill_attention.echoatt import (
     settle,
 )
 
-pytestmark = pytest.mark.paper("arXiv:2409.14595", "attention:echoatt")
-
 DEPTH = {"bert": "num_hidden_layers", "gpt2": "n_layer", "llama": "num_hidden_layers", "vit": "num_hidden_layers"}
 HEADS = {"bert": "classes", "gpt2": "causal_lm", "llama": "causal_lm", "vit": None}
 ALL = {"first": 0, "last": 0}
@@ -111,6 +109,7 @@ def converted(stock, **options):
 # ---- the function ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.paper("2409.14595", "attention:echoatt")
 @pytest.mark.parametrize("groups", [[[0, 1], [2, 3]], [[0, 2, 3]], [[1, 2, 3]]])
 def test_followers_use_the_map_of_their_leader(stock, groups):
     model, _, batch = stock
@@ -121,6 +120,7 @@ def test_followers_use_the_map_of_their_leader(stock, groups):
     assert (found - before).abs().max() > 1e-3
 
 
+@pytest.mark.paper("2409.14595", "attention:echoatt")
 def test_blocks_of_one_layer_change_nothing_at_all(stock):
     model, _, batch = stock
     echo = converted(stock, block=1)
@@ -129,6 +129,7 @@ def test_blocks_of_one_layer_change_nothing_at_all(stock):
     assert echo.report["followers"] == 0
 
 
+@pytest.mark.paper("2409.14595", "attention:echoatt")
 def test_parameters_fall_by_the_followers_queries_and_keys(stock):
     _, views, _ = stock
     echo = converted(stock, groups=[[0, 1, 3]])
@@ -140,6 +141,7 @@ def test_parameters_fall_by_the_followers_queries_and_keys(stock):
     assert before - after == gone == before - sum(p.numel() for p in echo.model.parameters())
 
 
+@pytest.mark.paper("2409.14595", "attention:echoatt")
 def test_equal_queries_and_keys_on_equal_inputs_share_without_a_change():
     with seeded(0, "model"):
         model = SmallEncoder(dim=16, depth=2, heads=2)
@@ -195,6 +197,7 @@ def test_dropout_is_shared():
 # ---- masks -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.paper("2409.14595", "attention:echoatt")
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_causality_and_padding_are_kept(family):
     stock = made(family)
@@ -209,6 +212,7 @@ def test_causality_and_padding_are_kept(family):
     torch.testing.assert_close(padded, alone, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.paper("2409.14595", "attention:echoatt")
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_decoding_with_the_librarys_cache_equals_the_full_pass(family):
     stock = made(family)
@@ -286,6 +290,7 @@ def test_followers_may_start_from_their_own_maps(gpt2):
 # ---- similarity and partition ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.paper("2409.14595", "attention:echoatt")
 def test_similarity_is_the_mean_cosine_of_the_models_own_maps():
     model = random_model("bert", "classes", num_hidden_layers=3)
     batch = text()

@@ -20,8 +20,6 @@ from nasdistill.seeds import seeded
 from nasdistill.testing.kit.attention import SelfAttention, view_of
 from nasdistill_attention.mla import LatentAttention, MLAOptions, energy_rank, joint_decomposition
 
-pytestmark = pytest.mark.paper("arXiv:2503.11132", "attention:mla")
-
 CAUSAL = AttentionMask(causal=True)
 FULL = {"cache": 1.0, "q_rank": "full"}
 
@@ -74,6 +72,7 @@ def run(module, x, mask=CAUSAL, **context):
 # ---- the start -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.paper("2503.11132", "attention:mla")
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("path", ["expanded", "absorbed"])
 def test_at_full_rank_without_rotary_positions_it_is_the_softmax_layer(kv_heads, path):
@@ -97,6 +96,7 @@ def test_every_combination_of_biases_is_kept():
         assert cost.params == sum(p.numel() for p in module.parameters())
 
 
+@pytest.mark.paper("2503.11132", "attention:mla")
 def test_the_error_of_cutting_is_the_root_of_the_discarded_squares():
     view = view_of(softmax_layer(kv_heads=2))
     stacked = torch.cat([w.unflatten(0, (2, 8)).repeat_interleave(2, 0).flatten(0, 1) for w in (view.w_k, view.w_v)])
@@ -109,6 +109,7 @@ def test_the_error_of_cutting_is_the_root_of_the_discarded_squares():
             torch.testing.assert_close((weight - low).norm(), left)
 
 
+@pytest.mark.paper("2503.11132", "attention:mla")
 def test_repeating_heads_leaves_the_joint_subspace_and_scales_the_spectrum():
     view = view_of(softmax_layer(kv_heads=2))
     stacked = torch.cat([w.unflatten(0, (2, 8)).repeat_interleave(2, 0).flatten(0, 1) for w in (view.w_k, view.w_v)])
@@ -123,6 +124,7 @@ def test_repeating_heads_leaves_the_joint_subspace_and_scales_the_spectrum():
     torch.testing.assert_close(keys_then_values.T @ keys_then_values, torch.eye(32, dtype=torch.float64))
 
 
+@pytest.mark.paper("2503.11132", "attention:mla")
 def test_ranks_by_energy():
     spectrum = torch.tensor([3.0, 2.0, 1.0, 1.0, 1.0] + [0.0] * 15)  # squares 9, 4, 1, 1, 1 of 16
     assert energy_rank(spectrum, 0.5, multiple=1) == 1  # 9/16 is above, at least one
@@ -167,6 +169,7 @@ def test_the_query_rank_matches_the_parameters():
         assert abs(found.q_rank / published - 1) < 0.012
 
 
+@pytest.mark.paper("2503.11132", "attention:mla")
 def test_half_precision_is_decomposed_in_float32():
     layer = softmax_layer(kv_heads=2).bfloat16()
     view = view_of(layer)
@@ -241,6 +244,7 @@ def test_the_scale_follows_the_channels_and_keeps_a_layers_own_factor():
 LOW = [{"kv_rank": 6}, {"kv_rank": 6, "latent_norm": True}, {"kv_rank": 30}]
 
 
+@pytest.mark.paper("2503.11132", "attention:mla")
 @pytest.mark.parametrize("rotary", [False, True])
 @pytest.mark.parametrize("options", LOW)
 def test_both_paths_give_the_same_output_and_map(options, rotary):
@@ -254,6 +258,7 @@ def test_both_paths_give_the_same_output_and_map(options, rotary):
     torch.testing.assert_close(first.map, second.map, atol=1e-9, rtol=0)
 
 
+@pytest.mark.paper("2503.11132", "attention:mla")
 @pytest.mark.parametrize("rotary", [False, True])
 @pytest.mark.parametrize("path", ["auto", "expanded", "absorbed"])
 def test_decoding_with_the_cache_equals_the_full_pass(path, rotary):
@@ -267,6 +272,7 @@ def test_decoding_with_the_cache_equals_the_full_pass(path, rotary):
     assert cache.numbers == 6 + (4 if rotary else 0)
 
 
+@pytest.mark.paper("2503.11132", "attention:mla")
 def test_the_cache_has_the_size_of_the_formula():
     """Llama-3.2-1B's sizes: 96 numbers per token and layer where keys and values take 1024."""
     geometry = AttentionGeometry(128, 32, 64, kv_heads=8)

@@ -17,8 +17,6 @@ from nasdistill.interfaces import Batch
 from nasdistill.spec.component import Kind
 from nasdistill.trace import make_tracer
 
-pytestmark = pytest.mark.paper("arXiv:2409.14595", "diagnostics:attention_similarity")
-
 
 def forward(model, batch):
     out = model(**batch.inputs) if "input_ids" in batch.inputs else model(batch.image)
@@ -46,6 +44,7 @@ def matrix(finding, name):
     return torch.tensor([[row[column] for column in list(row)[1:]] for row in rows])
 
 
+@pytest.mark.paper("2409.14595", "diagnostics:attention_similarity")
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 def test_it_is_the_mean_cosine_of_the_models_own_maps(host, family):
     sizes = {"n_layer": 3} if family == "gpt2" else {"num_hidden_layers": 3, "hidden_dropout_prob": 0.3}
@@ -73,6 +72,7 @@ def test_it_is_the_mean_cosine_of_the_models_own_maps(host, family):
     assert torch.equal(torch.tensor(figure["z"]), found)
 
 
+@pytest.mark.paper("2409.14595", "diagnostics:attention_similarity")
 def test_an_untrained_model_is_flat_and_its_layers_have_nothing_in_common(host):
     torch.manual_seed(0)
     images = Batch({"image": torch.randn(4, 3, 32, 32)}, None, torch.arange(4))

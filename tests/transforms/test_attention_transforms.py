@@ -52,7 +52,7 @@ def transform(host, name, **options):
     return host.create(Kind.TRANSFORM, name, options)
 
 
-@pytest.mark.paper("arXiv:2503.11132", "transforms:mla_upcycle")
+@pytest.mark.paper("2503.11132", "transforms:mla_upcycle")
 @pytest.mark.parametrize("family", ["bert", "gpt2", "vit", "timm"])
 def test_at_full_rank_stock_models_with_all_their_biases_are_the_same(host, family):
     model, batch = made(family)
@@ -66,7 +66,7 @@ def test_at_full_rank_stock_models_with_all_their_biases_are_the_same(host, fami
     assert [row["cached"] for row in result.report["layers"]] == [row["q_rank"] for row in result.report["layers"]]
 
 
-@pytest.mark.paper("arXiv:2503.11132", "transforms:mla_upcycle")
+@pytest.mark.paper("2503.11132", "transforms:mla_upcycle")
 def test_each_layer_gets_the_rank_of_its_own_spectrum(host):
     model, batch = made("gpt2")
     with torch.no_grad():  # the middle layer's keys and values are of rank 3
@@ -81,7 +81,7 @@ def test_each_layer_gets_the_rank_of_its_own_spectrum(host):
     assert some.report["cache_share"] == pytest.approx((4 + 2 * 32) / (3 * 32))
 
 
-@pytest.mark.paper("arXiv:2503.11132", "transforms:mla_upcycle")
+@pytest.mark.paper("2503.11132", "transforms:mla_upcycle")
 def test_a_converted_llama_is_causal_and_rebuilt_from_json(host):
     model, batch = made("llama")
     one = transform(host, "mla_upcycle", energy=0.8, variant={"rope_dim": 4})
@@ -103,7 +103,7 @@ def test_a_converted_llama_is_causal_and_rebuilt_from_json(host):
         assert torch.equal(forward(rebuilt, batch), forward(result.model, batch))
 
 
-@pytest.mark.paper("arXiv:2503.11132", "transforms:mla_upcycle")
+@pytest.mark.paper("2503.11132", "transforms:mla_upcycle")
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_the_librarys_cache_holds_the_latents(host, family):
     model, batch = made(family)
@@ -134,7 +134,7 @@ def test_the_librarys_cache_holds_the_latents(host, family):
 
 
 @pytest.mark.slow
-@pytest.mark.paper("arXiv:2409.14595", "transforms:echoatt")
+@pytest.mark.paper("2409.14595", "transforms:echoatt")
 def test_one_after_the_other_and_rebuilt_in_a_fresh_process(host, tmp_path: Path):
     """The first layer gets a latent, the others share a map: saved, and opened without what made it."""
     model, batch = made("gpt2")
@@ -168,7 +168,7 @@ assert torch.equal(found, batch["logits"]), (found - batch["logits"]).abs().max(
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.paper("arXiv:2409.14595", "transforms:echoatt")
+@pytest.mark.paper("2409.14595", "transforms:echoatt")
 def test_sharing_by_similarity_reports_what_it_saw(host):
     model, batch = made("bert")
     result = transform(host, "echoatt", variant={"first": 0, "last": 0, "by": "dynamic"}).apply(model, [batch], forward)
