@@ -6,7 +6,7 @@ one and puts its rows into traces. What is kept, and where, is decided in :mod:`
 An array has one row per sample, or one value for all, as long as every batch has the same shape. Batches of text are
 padded to their own longest sample, so their shapes differ; such an array is kept flat, batch behind batch, beside a
 table of where each batch begins and which shape it has. A batch comes back exactly as it was computed, padding
-included.
+included. A batch of equal lengths has no padding and then no mask: the table says so with a shape of zeros.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ FORMAT = "nasdistill.teacher_cache"
 FORMAT_VERSION = 2
 
 PARTS = ("tensor", "mask", "bias", "valid")
+OPTIONAL = ("mask", "bias")
+"""Parts that some batches may lack."""
 
 _HEADER = 256
 """Bytes before the numbers of an ``.npy`` file: always as many, because the shape is known last."""
@@ -58,13 +60,15 @@ class _Array:
         if self.blocks is None:
             return True
         block = self.blocks.get(rows.start)
-        return block is not None and (not self.per_row or block[1][0] == rows.stop - rows.start)
+        return block is not None and (not self.per_row or not any(block[1]) or block[1][0] == rows.stop - rows.start)
 
-    def rows(self, rows: slice, device: torch.device) -> Tensor:
+    def rows(self, rows: slice, device: torch.device) -> Tensor | None:
         # A copy: aligned as a tensor that was just computed, and safe from losses that work in place.
         if self.blocks is None:
             return (self.values[rows] if self.per_row else self.values).clone().to(device)
         begin, shape = self.blocks[rows.start]
+        if not any(shape):  # this batch had none
+            return None
         return self.values[begin : begin + math.prod(shape)].reshape(shape).clone().to(device)
 
 
@@ -165,6 +169,7 @@ class Writer:
         self._files: dict[str, _File] = {}
         self._members: list[str] = []
         self._signals: dict[str, dict[str, Any]] = {}
+        self._begins: list[int] = []
         self.row = 0
 
     def append(self, begin: int, batch: Batch, trace: Trace) -> None:
@@ -195,14 +200,20 @@ class Writer:
                     arrays[f"{prefix}{name}"] = (tensor, _is_per_row(name, tensor, signal))
         if begin == 0:
             self._members, self._signals = members, signals
-            for name, (tensor, per_row) in arrays.items():
-                self._files[name] = _File(self._path / f"{name}.npy", tensor, per_row)
-        elif (
-            begin != self.row or members != self._members or signals != self._signals or set(arrays) != set(self._files)
-        ):
+        elif begin != self.row or members != self._members or signals != self._signals:
             raise Uneven("it changes from batch to batch")
-        for name, (tensor, _) in arrays.items():
+        odd = {name for name in {*arrays} ^ {*self._files} if name.rpartition(".")[2] not in OPTIONAL}
+        if begin and odd:
+            raise Uneven("it changes from batch to batch")
+        for name, (tensor, per_row) in arrays.items():
+            if name not in self._files:
+                file = self._files[name] = _File(self._path / f"{name}.npy", tensor, per_row)
+                for row in self._begins:
+                    file.skip(row)
             self._files[name].append(begin, tensor)
+        for name in {*self._files} - {*arrays}:
+            self._files[name].skip(begin)
+        self._begins.append(begin)
         self.row += batch.size
 
     def finish(self, path: Path) -> None:
@@ -255,6 +266,11 @@ class _File:
         self._count += math.prod(shape)
         self._last = None if self.per_row else tensor
         self._put(_numpy(tensor).tobytes())
+
+    def skip(self, row: int) -> None:
+        """Note that the batch that begins at `row` has none."""
+        self._blocks.append((row, self._count, (0,) * self.axes))
+        self._last = None
 
     def close(self, rows: int) -> dict[str, Any]:
         """Write the header, and the table of batches where they differ; return the facts for the manifest."""

@@ -387,6 +387,25 @@ def test_batches_of_different_lengths_come_back_as_they_were(tmp_path, memory_mb
         assert TeacherCache(tmp_path).load(table.parent) is None
 
 
+@pytest.mark.parametrize("padded", [(False, True, False), (True, False, True)])
+def test_batches_without_padding_come_back_without_a_mask(tmp_path, padded):
+    cache, site = TeacherCache(tmp_path), Site("q", 0)
+    generator = torch.Generator().manual_seed(0)
+    answers = [
+        Signal(torch.randn(3, 2, 5, 4, generator=generator), "heads", scale=0.5,
+               mask=torch.rand(3, 1, 1, 5, generator=generator) > 0.3 if some else None)
+        for some in padded
+    ]  # fmt: skip
+    for _ in range(2):
+        with cache.epoch({}, 0, 9, frozenset({site})) as entry:
+            for batch, right in zip(_batches((3, 3, 3)), answers, strict=True):
+                found = entry.trace(batch, lambda one=right: Trace({site: one})).signals[site]
+                assert torch.equal(found.tensor, right.tensor)
+                assert (found.mask is None) == (right.mask is None)
+                assert right.mask is None or torch.equal(found.mask, right.mask)
+    assert (cache.hits, cache.misses) == (3, 3)
+
+
 def test_what_no_array_holds_is_not_kept(tmp_path):
     cache = TeacherCache(tmp_path)
     shapes = iter([(6, 4), (6, 4), (4,)])
@@ -400,9 +419,11 @@ def test_what_no_array_holds_is_not_kept(tmp_path):
         pass_over(0, Site("hidden", 0), lambda batch: Trace(
             {Site("hidden", 0): Signal(torch.zeros(batch.size, *next(shapes)), "tokens")}
         ))  # fmt: skip
-    masks = iter([torch.ones(6, 6, dtype=torch.bool), torch.eye(6, dtype=torch.bool), None])
+    scales = iter([0.5, 0.5, 0.25])
     with pytest.warns(UserWarning, match="changes from batch to batch"):
-        pass_over(1, Site("q", 0), lambda batch: _trace(batch, mask=next(masks)))
+        pass_over(1, Site("q", 0), lambda batch: Trace(
+            {Site("q", 0): Signal(torch.zeros(batch.size, 2, 6, 4), "heads", scale=next(scales))}
+        ))  # fmt: skip
     assert entries(cache) == []
 
 
