@@ -50,13 +50,22 @@ def adapt_config(config: RunConfig, host: Host, *, where: str = "the configurati
         if table not in SUGGESTED:
             raise UsageError(f"task {config.task.name} suggests {table!r}, which no task decides")
         own = given.get(table)
-        given[table] = values if own is None else {**values, **own} if isinstance(own, dict) else own
+        given[table] = values if own is None else _merged(values, own) if isinstance(own, dict) else own
     spaces = given.get("space", [item.model_dump(mode="json") for item in config.space])
     given["space"] = [
         {"name": item["name"], "options": adapted_options(host, item["name"], item.get("options") or {}, info)}
         for item in spaces
     ]
     return parse_config(given, where=f"{where} with what follows from teacher and task")
+
+
+def _merged(values: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return suggested values with the user's over them; a strategy's or sampler's options only where it stays."""
+    kept = dict(values)
+    for name in ("strategy", "sampler"):
+        if own.get(name, values.get(name)) != values.get(name):
+            kept.pop(f"{name}_options", None)
+    return {**kept, **own}
 
 
 def describe_teacher(config: RunConfig, host: Host) -> TeacherInfo:

@@ -81,7 +81,11 @@ class SentenceSimilarity(TextTask):
                 ],
             },
             "training": {"batch_size": 32, "lr": 5e-4, "distinct_epochs": 4},
-            "search": {"trials": 24, "strategy_options": {"short_epochs": 1, "full_epochs": 4}},
+            "search": {
+                "strategy": "funnel",
+                "trials": 24,
+                "strategy_options": {"short_epochs": 1, "full_epochs": 4},
+            },
         }
 
     def _load(self, folder: Path, progress: Progress, note: Progress) -> None:

@@ -122,7 +122,11 @@ class LanguageModel(TextTask):
                 "losses": [{"name": "kd", "weight": 0.5, "options": {"temperature": 2.0}}],
             },
             "training": training,
-            "search": {"trials": 24, "strategy_options": {"short_epochs": 1, "full_epochs": 4}},
+            "search": {
+                "strategy": "funnel",
+                "trials": 24,
+                "strategy_options": {"short_epochs": 1, "full_epochs": 4},
+            },
         }
 
     def _load(self, folder: Path, progress: Progress, note: Progress) -> None:

@@ -19,6 +19,7 @@ from toys_text import reader, tokenizer_folder
 
 from nasdistill.distill import TeacherCache, evaluate, train
 from nasdistill.errors import ConfigError, DataError, MismatchError
+from nasdistill.host.adapting import adapt_config
 from nasdistill.interfaces import SingleTeacher, TeacherInfo
 from nasdistill.spec.component import Kind
 from nasdistill.spec.config import ObjectiveConfig, TrainingConfig, parse_config
@@ -132,14 +133,11 @@ def test_tinyshakespeare(data_folder, cache):
 # ---- order, padding, cache -------------------------------------------------------------------------------------------
 
 STATE = """
-import json, sys, torch
+import importlib, json, sys
 from pathlib import Path
-from nasdistill.host import Host
-from nasdistill.spec.component import Kind
-host = Host.load(third_party=False)
 found = []
-for name in ("text_classification", "sentence_similarity", "masked_lm", "causal_lm"):
-    task = host.create(Kind.TASK, name, {"max_length": 48})
+for module, name in zip(sys.argv[2::2], sys.argv[3::2]):
+    task = getattr(importlib.import_module(module), name)({"max_length": 48})
     task.prepare(Path(sys.argv[1]))
     batches = list(task.batches("train", batch_size=16, train=True, epoch=1, seed=5))
     ids = [b.ids.tolist() for b in batches]
@@ -150,7 +148,9 @@ print(json.dumps(found))
 
 @pytest.mark.slow
 def test_another_process_makes_the_same_batches(tmp_path, prepared):
-    done = subprocess.run([sys.executable, "-c", STATE, str(tmp_path)], capture_output=True, text=True, check=True)
+    names = [name for kind in TASKS for name in (kind.__module__, kind.__name__)]
+    command = [sys.executable, "-c", STATE, str(tmp_path), *names]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     for kind, (fingerprint, inputs, ids) in zip(TASKS, json.loads(done.stdout), strict=True):
         task = prepared(kind, max_length=48)
         batches = list(task.batches("train", batch_size=16, train=True, epoch=1, seed=5))
@@ -362,7 +362,7 @@ def test_similarity_is_scored_by_rank_of_cosines(prepared):
     assert found.loss == pytest.approx(float(((batch.labels - low) / (high - low) - cosines).square().mean()), rel=1e-5)
     train_batch = next(task.batches("train", batch_size=4))
     loss = task.loss(task.forward(model, train_batch), train_batch)
-    assert float(loss) == 0
+    assert float(loss.detach()) == 0
     loss.backward()
     with pytest.raises(MismatchError, match="vector per sample"):
         task.check(reader(prepared(CausalLM)), "the student")
@@ -395,7 +395,6 @@ def masked(task, **arguments):
 
 
 @pytest.mark.paper("arXiv:1810.04805", "tasks:masked_lm")
-def test_masks_are_80_10_10_and_belong_to_the_sample(tmp_path, prepared):
     text = "".join(f"{hashlib.sha256(bytes([i % 256, i // 256])).hexdigest()}\n" for i in range(600))
     (tmp_path / "a.txt").write_text(text)
     task = prepared(MaskedLM, data=str(tmp_path / "a.txt"), max_length=66)
@@ -531,6 +530,16 @@ def test_what_a_task_suggests_is_a_configuration(host, words):
         assert config.training.teacher_cache is (kind not in (MaskedLM, CausalLM))
         for loss in config.objective.losses:
             host.create(Kind.LOSS, loss.name, loss.options)
+
+
+def test_suggested_options_go_with_the_suggested_strategy(host):
+    asked = {"task": {"name": "text_classification"}, "training": {"lr": 0.01}}
+    found = adapt_config(parse_config(asked, where="test"), host)
+    assert (found.search.strategy_options["full_epochs"], found.training.lr, found.training.batch_size) == (4, 0.01, 32)
+    assert adapt_config(found, host) == found
+    other = parse_config({**asked, "search": {"strategy": "flat", "trials": 3}}, where="test")
+    assert adapt_config(other, host).search.strategy_options == {}
+    assert adapt_config(other, host).search.trials == 3
 
 
 def test_text_info_and_preprocessing(prepared, words):
