@@ -27,7 +27,7 @@ def rows(noise: float = 0.002, seed: int = 0):
     ]  # fmt: skip
 
 
-@pytest.mark.paper("arXiv:2109.11105", "diagnostics:autodistiller")
+@pytest.mark.paper("2109.11105", "diagnostics:autodistiller")
 def test_importance_orders_the_factors_as_they_act():
     found, correlation = importance(rows(), trees=30, seed=0)
     assert found["intermediate"] > found["temperature"] > abs(found["mapping"])

@@ -21,7 +21,7 @@ DIGITS = IOSpec("image", (1, 8, 8), 10)
 SMALL = {"name": "resnet_s0", "options": {"width": [8, 16], "blocks": [1], "stages": [2], "stem_stride": [2]}}
 
 
-@pytest.mark.paper("arXiv:2109.11105", "spaces:kd_pipeline")
+@pytest.mark.paper("2109.11105", "spaces:kd_pipeline")
 def test_a_point_says_losses_weights_mapping_and_augmentation(host):
     space = host.create(Kind.SEARCH_SPACE, "kd_pipeline", {"student": SMALL})
     arch = space.architecture(

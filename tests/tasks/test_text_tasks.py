@@ -394,7 +394,6 @@ def masked(task, **arguments):
     return batch.inputs["input_ids"][order], batch.labels[order]
 
 
-@pytest.mark.paper("arXiv:1810.04805", "tasks:masked_lm")
     text = "".join(f"{hashlib.sha256(bytes([i % 256, i // 256])).hexdigest()}\n" for i in range(600))
     (tmp_path / "a.txt").write_text(text)
     task = prepared(MaskedLM, data=str(tmp_path / "a.txt"), max_length=66)
