@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nasdistill.interfaces import Candidate, Metric
+from nasdistill.interfaces import INHERITED, Candidate, Metric
 from nasdistill.search.events import Event, Listener, many
 from nasdistill.search.summary import abbreviated
 
@@ -76,7 +76,9 @@ def trial_line(candidate: Candidate, target: str, metric: Metric) -> str:
         parts.append(candidate.architecture.space.split(":", 1)[-1])
     if candidate.cost is not None:
         parts.append(f"{abbreviated(candidate.cost.params)} params")
-    report = candidate.targets.get(target)
+    report, inherited = candidate.targets.get(target), candidate.proxies.get(INHERITED)
+    if inherited is not None and report is None:
+        parts.append(f"inherited score {inherited:.4g}")
     if report is not None:
         parts.append(f"{report.latency.value_ms:.3f} ms")
     if candidate.score is not None:

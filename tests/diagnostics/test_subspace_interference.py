@@ -49,7 +49,7 @@ def test_cosines_are_over_the_entries_that_both_use():
     assert matrix[0][3] is None
 
 
-@pytest.mark.paper("arXiv:2201.12507", "diagnostics:subspace_interference")
+@pytest.mark.paper("2201.12507", "diagnostics:subspace_interference")
 def test_it_equals_gradients_taken_one_by_one(rows_host, seen):
     task, teacher, batches = seen
     space = rows_host.create(Kind.SEARCH_SPACE, "local:rows")

@@ -44,7 +44,7 @@ def train(parts, host, mode="kl", net=None, **more):
     return train_supernet(net, space, rungs, task, teacher, objective(mode), training, seed=0, host=host, **budget)
 
 
-@pytest.mark.paper("arXiv:2201.12507", "strategies:supernet")
+@pytest.mark.paper("2201.12507", "strategies:supernet")
 @pytest.mark.parametrize("mode", ["kl", "mse_logits"])
 def test_the_gradient_of_a_step_is_the_sum_of_separate_ones(parts, host, monkeypatch, mode):
     task, teacher, space, rungs = parts

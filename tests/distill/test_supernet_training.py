@@ -95,7 +95,7 @@ def test_sub_spaces(space):
         list(members(space, SubSpace("odd", {"width": (7,)})))
 
 
-@pytest.mark.paper("arXiv:2201.12507", "strategies:supernet")
+@pytest.mark.paper("2201.12507", "strategies:supernet")
 def test_the_ends_are_in_every_draw_and_all_processes_draw_alike(rungs):
     others = set()
     for step in range(200):
@@ -113,7 +113,7 @@ def test_the_ends_are_in_every_draw_and_all_processes_draw_alike(rungs):
 # ---- the step --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.paper("arXiv:2201.12507", "strategies:supernet")
+@pytest.mark.paper("2201.12507", "strategies:supernet")
 @pytest.mark.parametrize("objective", [RELATION, ALL], ids=["relation", "all"])
 def test_the_gradient_of_a_step_is_the_sum_of_separate_ones(space, rungs, objective, monkeypatch):
     task, teacher = toy_task(), toy_teacher()
@@ -184,7 +184,7 @@ def test_batches_that_accumulate_make_one_step(space, rungs):
 # ---- what is left ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.paper("arXiv:2201.12507", "strategies:supernet")
+@pytest.mark.paper("2201.12507", "strategies:supernet")
 def test_an_extracted_student_equals_the_sliced_net_after_training(space, rungs):
     net = train(space, rungs, objective=RELATION).net.eval()
     x = torch.randn(5, 1, 6, 6)

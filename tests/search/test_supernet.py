@@ -81,7 +81,7 @@ def whole(digits, tmp_path_factory):
     return run, result, events, found(result, run)
 
 
-@pytest.mark.paper("arXiv:2201.12507", "strategies:supernet")
+@pytest.mark.paper("2201.12507", "strategies:supernet")
 def test_every_student_of_every_sub_space_is_scored_and_the_best_are_distilled(whole):
     run, result, events, shared = whole
     outcomes = list(RunDirectory.open(run).outcomes())
@@ -106,6 +106,7 @@ def test_every_student_of_every_sub_space_is_scored_and_the_best_are_distilled(w
     assert {"supernet", "inherited", "latency", "full"} <= {event.rung for event in events if event.kind == "rung"}
     steps = [event for event in events if event.kind == "step" and event.rung == "inherited"]
     assert [(event.done, event.total) for event in steps][-1] == (16, 16)
+    assert all(", inherited score -0.0" in event.text for event in steps)
 
 
 def test_students_say_where_they_start_from(whole):

@@ -90,6 +90,10 @@ def supernet_is_true(subject: Subject) -> None:
                 fail(f"the extracted network differs from the sliced one by up to {gap:.3g} {told(arch)}")
             if count_params(alone) != space.cost(arch, io).params:
                 fail(f"extracted: {count_params(alone)} parameters, cost(): {space.cost(arch, io).params} {told(arch)}")
+            try:  # a search trains and saves what it builds, from the weights of what was extracted
+                build(subject, space, arch, io, seed=1).load_state_dict(alone.state_dict())
+            except RuntimeError as error:
+                fail(f"extracted weights do not fit build(): {str(error).splitlines()[-1].strip()} {told(arch)}")
             mine = {parameter.data_ptr() for parameter in net.parameters()}
             if any(parameter.data_ptr() in mine for parameter in alone.parameters()):
                 fail(f"the extracted network shares weights with the supernet {told(arch)}")
