@@ -28,7 +28,7 @@ from nasdistill.spec.io import Cost, IOSpec
 from nasdistill.spec.options import ComponentOptions
 from nasdistill_spaces.choices import source_layers, unique
 from nasdistill_spaces.cores import core_class, fresh_core
-from nasdistill_spaces.encoder.model import EncoderNet, EncoderShape, LayerShape
+from nasdistill_spaces.encoder.model import EncoderNet, EncoderShape
 from nasdistill_spaces.encoder.planning import plan_of
 from nasdistill_spaces.encoder.ranking import rank
 from nasdistill_spaces.encoder.reading import read_source
@@ -38,6 +38,7 @@ from nasdistill_spaces.encoder.stock import stock_model
 from nasdistill_spaces.encoder.superlm import SuperLm
 from nasdistill_spaces.encoder.weights import inherit_weights
 from nasdistill_spaces.images import unique_sorted
+from nasdistill_spaces.layers import LayerShape
 from nasdistill_spaces.plan import Plan
 
 if TYPE_CHECKING:

@@ -27,8 +27,8 @@ from nasdistill.spec.architecture import Architecture, Axis, Value
 from nasdistill.spec.io import IOSpec
 from nasdistill_spaces.choices import half_up, layer_axis, source_layers, to_width, unique
 from nasdistill_spaces.encoder.base import Choices, EncoderSpace, EncoderSpaceOptions
-from nasdistill_spaces.encoder.model import LayerShape
 from nasdistill_spaces.images import unique_sorted
+from nasdistill_spaces.layers import LayerShape
 
 QUARTERS = (0.25, 0.5, 0.75, 1.0)
 

@@ -18,23 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nasdistill.interfaces import AttentionContext, AttentionCore, AttentionMask, static_shape
-
-ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "relu": "", "silu": ""}
-"""Activations by their name in transformers; for those that are a GELU, the approximation."""
-
-
-@dataclass(frozen=True, slots=True)
-class LayerShape:
-    """Sizes of one layer: heads, MLP neurons, and the name of the attention variant."""
-
-    heads: int
-    mlp: int
-    attention: str
-
-    @property
-    def softmax(self) -> bool:
-        """Whether the variant is plain softmax attention."""
-        return self.attention in ("softmax", "attention:softmax")
+from nasdistill_spaces.layers import LayerShape, activate
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +65,6 @@ class EncoderShape:
     def max_length(self) -> int:
         """Longest input in tokens."""
         return self.positions - (self.padding_id + 1 if self.family == "roberta" else 0)
-
-
-def activate(name: str, x: Tensor) -> Tensor:
-    """Apply one of `ACTIVATIONS`."""
-    approximation = ACTIVATIONS[name]
-    if approximation:
-        return F.gelu(x, approximate=approximation)
-    return F.relu(x) if name == "relu" else F.silu(x)
 
 
 class Embeddings(nn.Module):

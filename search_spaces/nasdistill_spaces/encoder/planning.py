@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from nasdistill.interfaces import AttentionGeometry
 from nasdistill.spec.io import Cost
-from nasdistill_spaces.encoder.model import EncoderShape, LayerShape
+from nasdistill_spaces.encoder.model import EncoderShape
+from nasdistill_spaces.layers import LayerShape
 from nasdistill_spaces.plan import Plan
 
 CoreCost = Callable[[AttentionGeometry, str], Cost]

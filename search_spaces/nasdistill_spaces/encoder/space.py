@@ -28,9 +28,9 @@ from nasdistill.spec.architecture import Architecture, Axis, Value
 from nasdistill.spec.io import IOSpec
 from nasdistill_spaces.choices import half_up, layer_axis, union
 from nasdistill_spaces.encoder.base import EncoderSpace, EncoderSpaceOptions
-from nasdistill_spaces.encoder.model import LayerShape
 from nasdistill_spaces.encoder.sizes import SUBSPACES, scaled
 from nasdistill_spaces.images import unique_sorted
+from nasdistill_spaces.layers import LayerShape
 
 SHORT = IOSpec("tokens", (10,), 3, 40)
 """An input for which networks are small."""

@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from nasdistill.interfaces import AttentionGeometry
-from nasdistill_spaces.encoder.model import EncoderNet, EncoderShape, LayerShape
+from nasdistill_spaces.encoder.model import EncoderNet, EncoderShape
+from nasdistill_spaces.layers import LayerShape
 
 PER_LAYER = ("heads", "mlp", "attention")
 

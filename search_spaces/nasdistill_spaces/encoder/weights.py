@@ -22,8 +22,8 @@ from torch import Tensor
 
 from nasdistill.interfaces import InheritReport
 from nasdistill_spaces.encoder.model import EncoderNet
-from nasdistill_spaces.encoder.ranking import Order
 from nasdistill_spaces.encoder.reading import LAYER, TABLE, Source, axes_of
+from nasdistill_spaces.importance import Order
 from nasdistill_spaces.slicing import SliceCopier
 
 
