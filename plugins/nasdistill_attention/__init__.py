@@ -88,6 +88,7 @@ def nasdistill_attention_variants() -> list[AttentionSpec]:
             "Multi-head latent attention that starts from softmax weights by a joint decomposition",
             options="nasdistill_attention.mla:MLAOptions",
             references=("arXiv:2503.11132",),
+            left_out="A value width other than the layer's own.",
             tags=TAGS["mla"],
         ),
         AttentionSpec(

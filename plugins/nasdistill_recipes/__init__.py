@@ -11,6 +11,22 @@ def nasdistill_recipes() -> list[RecipeSpec]:
     """Return the bundled recipes."""
     return [
         RecipeSpec(
+            "echoatt_two_stage",
+            "nasdistill_recipes.echoatt_two_stage:EchoTwoStage",
+            "Share attention maps between layers, distil, then train on the labels alone",
+            options="nasdistill_recipes.echoatt_two_stage:EchoTwoStageOptions",
+            references=("arXiv:2409.14595",),
+            left_out="The paper's loss weights and step counts, which are not published with it.",
+        ),
+        RecipeSpec(
+            "ecomla",
+            "nasdistill_recipes.ecomla:EcoMLA",
+            "Convert every layer to latent attention, then distil the outputs of the model itself or of a larger one",
+            options="nasdistill_recipes.ecomla:EcoMLAOptions",
+            references=("arXiv:2503.11132",),
+            left_out="The stage of preference optimisation.",
+        ),
+        RecipeSpec(
             "prune_distill",
             "nasdistill_recipes.prune_distill:PruneDistill",
             "Cut a teacher to several shapes of one size, train each briefly, distil the best one long",
