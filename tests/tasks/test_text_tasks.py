@@ -394,6 +394,7 @@ def masked(task, **arguments):
     return batch.inputs["input_ids"][order], batch.labels[order]
 
 
+def test_masks_are_80_10_10_and_belong_to_the_sample(tmp_path, prepared):
     text = "".join(f"{hashlib.sha256(bytes([i % 256, i // 256])).hexdigest()}\n" for i in range(600))
     (tmp_path / "a.txt").write_text(text)
     task = prepared(MaskedLM, data=str(tmp_path / "a.txt"), max_length=66)
