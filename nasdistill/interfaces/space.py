@@ -60,7 +60,7 @@ class Supernet(nn.Module, ABC):
 
     @abstractmethod
     def extract(self, arch: Architecture) -> nn.Module:
-        """Return a stand-alone network equal to the sliced one (to 1e-6), with copied weights."""
+        """Return a stand-alone network equal to the sliced one (to 1e-6); its copied weights fit what `build` gives."""
 
 
 @dataclass(frozen=True, slots=True)
