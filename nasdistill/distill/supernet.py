@@ -529,7 +529,7 @@ class HeldOut:
         """
         probe = self._batches[0].select(torch.arange(min(2, self._batches[0].size))).to(self._device)
         plan = SitePlan(model, run=lambda network: self.task.forward(network, probe), label=label)
-        geometry = tracer_of(self.teacher, self.task).plan(self.teacher.model, probe).geometry
+        geometry = tracer_of(self.teacher, self.task).geometry(self.teacher.model, probe)
         objective = Objective(
             self.config, factory=self._host, student=plan.geometry, teacher=geometry,
             layer_map=layer_map(plan.geometry, geometry),

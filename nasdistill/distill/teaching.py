@@ -70,7 +70,7 @@ class Teaching:
 
     def geometry(self, batch: Batch) -> ModelGeometry:
         """Return the geometry of the teacher's (main) model; after ``teacher.start``."""
-        geometry = self.tracer_of.plan(self.teacher.model, batch).geometry
+        geometry = self.tracer_of.geometry(self.teacher.model, batch)
         return replace(geometry, label=f"teacher {self.teacher.label}")
 
     @contextlib.contextmanager

@@ -11,12 +11,15 @@ from torch import Tensor, nn
 
 from nasdistill.errors import NasdistillError
 from nasdistill.interfaces.batch import Batch
-from nasdistill.interfaces.signals import Site, Trace
+from nasdistill.interfaces.signals import ModelGeometry, Site, Trace
 from nasdistill.trace.capture import LOGITS, Recorder
 from nasdistill.trace.plan import SitePlan
 
 Forward = Callable[[nn.Module, Batch], Tensor]
 """A task's way of calling a model."""
+
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+"""Of a batch's inputs, without the batch axis."""
 
 _DRY_BATCH = 2
 
@@ -82,6 +85,9 @@ class ModelTracer:
         self._forward = forward
         self._label = label
         self._plans: weakref.WeakKeyDictionary[nn.Module, SitePlan] = weakref.WeakKeyDictionary()
+        self._geometries: weakref.WeakKeyDictionary[nn.Module, dict[Shapes, ModelGeometry]] = (
+            weakref.WeakKeyDictionary()
+        )
 
     def __call__(self, model: nn.Module, batch: Batch, sites: frozenset[Site]) -> Trace:
         """Return the trace of one forward."""
@@ -97,9 +103,25 @@ class ModelTracer:
             plan = self._plans[model] = SitePlan(model, lambda m: self._forward(m, few), self._label)
         return plan
 
+    def geometry(self, model: nn.Module, batch: Batch) -> ModelGeometry:
+        """Return the sites of a model with their shapes for inputs like those of `batch`.
+
+        The places do not depend on the batch, but texts are as long as the longest beside them, and a model's plan may
+        have been made with others.
+        """
+        known = self._geometries.setdefault(model, {})
+        shapes = tuple(sorted((name, tuple(value.shape[1:])) for name, value in batch.inputs.items()))
+        if shapes not in known:
+            few = batch.select(torch.arange(min(_DRY_BATCH, batch.size), device=batch.ids.device))
+            plan = SitePlan(model, lambda m: self._forward(m, few), self._label)
+            self._plans.setdefault(model, plan)
+            known[shapes] = plan.geometry
+        return known[shapes]
+
     def forget(self, model: nn.Module) -> None:
         """Drop the plan of a model whose structure was changed."""
         self._plans.pop(model, None)
+        self._geometries.pop(model, None)
 
 
 def make_tracer(forward: Forward, label: str = "model") -> ModelTracer:

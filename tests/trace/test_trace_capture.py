@@ -28,6 +28,7 @@ from nasdistill.interfaces import (
     TokenLayout,
 )
 from nasdistill.spec.io import Cost
+from nasdistill.testing.kit.traces import Text, forward, text_batch
 from nasdistill.trace import SitePlan, describe, even_layer_map, make_tracer, trace_model
 
 transformers.logging.set_verbosity_error()
@@ -734,6 +735,19 @@ def test_trace_model_and_tracer():
     gc.collect()
     assert gone() is None
     assert len(tracer._plans) == 0
+
+
+def test_a_tracers_geometry_is_that_of_the_batch_and_not_of_the_one_the_plan_was_made_with():
+    model = Text(depth=1).eval()
+    tracer = make_tracer(forward)
+    long, short = text_batch(tokens=9, padded=False), text_batch(tokens=6, padded=False)
+    tracer(model, long, frozenset({Site("q", 0)}))
+    assert tracer.geometry(model, short)["q.0"].shape[1] == 6
+    assert tracer.geometry(model, long)["q.0"].shape[1] == 9
+    assert tracer.geometry(model, short) is tracer.geometry(model, short)
+    assert tracer(model, short, frozenset({Site("q", 0)}))["q.0"].shape[2] == 6
+    tracer.forget(model)
+    assert tracer.geometry(model, short)["q.0"].shape[1] == 6
 
 
 def test_a_block_is_the_member_of_the_list_not_a_part_of_it():
