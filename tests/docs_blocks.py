@@ -32,8 +32,11 @@ _BLOCK = re.compile(
 _FILE = re.compile(r"^# ([\w./-]+\.(?:py|toml))\n")
 _SHELL = re.compile(r"[|<>&;$`]|\bdone\b")
 
+IMAGES = "--set task.options.validation_shift=0 "
+"""An option that only images have; left out where a line names a task."""
+
 SHORT = (
-    "--set task.options.validation_shift=0 --set training.batch_size=256 --set search.baselines=none "
+    f"{IMAGES}--set training.batch_size=256 --set search.baselines=none "
     "--set latency.min_pairs=3 --set latency.max_pairs=3 --set latency.final_pairs=3"
 )
 """What makes every piece of work short, and leaves their number as it stands on the page."""
@@ -120,7 +123,7 @@ def _shell(line: str, search: str, where: str) -> None:
     from nasdistill.cli import main
 
     if line.startswith("nasdistill search"):
-        line = f"{line} {search}"
+        line = f"{line} {search.replace(IMAGES, '') if ' --task ' in line else search}"
     command, _, output = line.partition(" > ")
     if command.startswith("nasdistill ") and not _SHELL.search(f"{command} {output}"):
         with contextlib.ExitStack() as stack:

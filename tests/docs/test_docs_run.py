@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from docs_blocks import DOCS, ROOT, SHORT, SMALL, TINY, blocks, pages, run_page
+from docs_blocks import DOCS, IMAGES, ROOT, SHORT, SMALL, TINY, blocks, pages, run_page
 from fake_distributions import write_distribution
 
 HOWTO = sorted(path for path in (DOCS / "howto").glob("*.md") if blocks(path))
@@ -28,6 +28,14 @@ NOT_RUN = {
     "docs/index.md": 1,
 }
 """Page -> how many of its blocks are marked as not run, each with its reason."""
+
+SEARCHES = {
+    "without-training": SHORT,
+    "supernet": f"{SHORT.replace(IMAGES, '')} --workers 0",
+    "text": TINY.replace(IMAGES, ""),
+    "pipeline": f"{SHORT} --trials 8 --set search.strategy_options.epochs=1 --workers 0",
+}
+"""How-to -> what cuts its searches short, where it is another strategy or another task than the default."""
 
 
 def test_every_page_with_code_is_run_by_a_test():
@@ -101,7 +109,7 @@ def desk(empty_desk, finished):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", HOWTO, ids=lambda page: page.stem)
 def test_how_to(page, desk):
-    run_page(page, desk, search=SHORT if page.stem == "without-training" else TINY)  # another strategy's options
+    run_page(page, desk, search=SEARCHES.get(page.stem, TINY))
 
 
 @pytest.fixture
