@@ -13,11 +13,12 @@ Start: W_q = U S V^T gives A_q = S V^T and B_q = U, cut to r_q; the stack [W_k ;
 their query heads, gives A_kv and B_kv in one joint decomposition, cut to r_kv. B keeps d_n rows of each head for the
 part without positions and d_r for the rotary part; W_r is the mean of these rows over the G key heads. W_o is copied.
 Ranks are fixed, or follow from the spectrum: #{i : s_1^2 + ... + s_i^2 <= energy * sum s^2}, at least 1, rounded up to
-a multiple of 8. At full rank and without rotary positions the module is the softmax layer.
+a multiple of 8. At full rank and without rotary positions the module is the softmax layer; with as many key as query
+heads and H D = C, full rank is half of the cache.
 
-Cost per token in multiply-accumulates: (C + H (d_n + d_r)) r_q + C (r_kv + d_r) + H d_v C for the projections, and for
-N queries on M keys either H (d_n + d_v) r_kv M + H N M (d_n + d_r + d_v) (expanded) or
-H (d_n + d_v) r_kv N + H N M (2 r_kv + d_r) (absorbed).
+Cost per token in multiply-accumulates: (C + H (d_n + d_r)) r_q for the queries, or C H (d_n + d_r) with W_q in one
+piece, C (r_kv + d_r) and H d_v C; and for N queries on M keys either H (d_n + d_v) r_kv M + H N M (d_n + d_r + d_v)
+(expanded) or H (d_n + d_v) r_kv N + H N M (2 r_kv + d_r) (absorbed).
 
 Source: "X-EcoMLA: Upcycling Pre-Trained Attention into MLA for Efficient and Extreme KV Compression", arXiv 2503.11132.
 - With rotary positions even full rank is not the softmax layer: heads share one rotary key, and of D rotary channels
@@ -29,6 +30,9 @@ Source: "X-EcoMLA: Upcycling Pre-Trained Attention into MLA for Efficient and Ex
   were trained on halves.
 - Biases are kept. That of the position-free keys is left out: it adds the same to all scores of a query, which softmax
   does not see.
+- Queries stay in one piece by default: factoring them saves no cache. The paper always factors them, with r_q such that
+  the layer keeps its number of parameters (`q_rank = "match"`); where keys and values have as many heads as queries and
+  r_kv is large, little is left for them then.
 - The scale is the layer's own times sqrt(D / (d_n + d_r)), that is 1 / sqrt(d_n + d_r) where it was 1 / sqrt(D).
 - d_v stays the layer's, since W_o is copied.
 """
@@ -75,8 +79,10 @@ class MLAOptions(ComponentOptions):
         0.5, choices=(0.0625, 0.125, 0.25, 0.5, 1.0), gt=0, le=1,
         description="Cached numbers per token, r_kv + d_r, as a share of softmax attention's.",
     )  # fmt: skip
-    q_rank: int | Literal["full", "match"] = Field(
-        "match", description="r_q; `match` gives the layer about as many parameters as before, `full` loses nothing."
+    q_rank: int | Literal["direct", "full", "match"] = Field(
+        "direct",
+        description="r_q; `direct` keeps W_q in one piece, `full` factors it without a loss, `match` keeps the number "
+        "of parameters.",
     )
     nope_dim: int | None = Field(None, ge=0, description="d_n, channels per head without positions; unset: D - d_r.")
     rope_dim: int | None = Field(
@@ -103,7 +109,7 @@ class MLAOptions(ComponentOptions):
 
 
 class Sizes(NamedTuple):
-    """The sizes of one layer: ranks and channels per head."""
+    """The sizes of one layer: ranks (a q_rank of 0: not factored) and channels per head."""
 
     q_rank: int
     kv_rank: int
@@ -206,15 +212,18 @@ class LatentAttention(ModuleAttention):
 
     Attributes:
         options: with every size filled in; with them `from_softmax` gives the same structure again.
-        q_down, q_up: A_q and B_q. `kv_down`, `k_up`, `v_up`: A_kv and both parts of B_kv. `k_rope`: W_r. `out`: W_o.
+        q_down, q_up: A_q and B_q; without A_q, `q_up` is W_q.
+        kv_down, k_up, v_up: A_kv and both parts of B_kv.
+        k_rope: W_r.
+        out: W_o.
     """
 
     options_model = MLAOptions
     options: MLAOptions
     pair_cache = True
     examples = (
-        Example(name="default"),
-        Example({"kv_rank": 4, "path": "absorbed", "latent_norm": True}, name="absorbed"),
+        Example({"cache": 0.25}, name="quarter"),
+        Example({"kv_rank": 4, "q_rank": "match", "path": "absorbed", "latent_norm": True}, name="absorbed"),
     )
 
     def __init__(
@@ -234,14 +243,14 @@ class LatentAttention(ModuleAttention):
         self.frequencies, self.turned = frequencies, turned
         make: Any = lambda i, o, bias=False: nn.Linear(i, o, bias=bias, dtype=dtype, device=device)  # noqa: E731
         heads, dim = geometry.heads, geometry.dim
-        self.q_down = make(dim, sizes.q_rank)
-        self.q_up = make(sizes.q_rank, heads * (sizes.nope + sizes.rope), options.bias)
+        self.q_down = make(dim, sizes.q_rank) if sizes.q_rank else None
+        self.q_up = make(sizes.q_rank or dim, heads * (sizes.nope + sizes.rope), options.bias)
         self.kv_down = make(dim, sizes.kv_rank)
         self.k_up = make(sizes.kv_rank, heads * sizes.nope) if sizes.nope else None
         self.v_up = make(sizes.kv_rank, heads * geometry.value_dim, options.bias)
         self.k_rope = make(dim, sizes.rope, options.bias) if sizes.rope else None
         self.out = make(heads * geometry.value_dim, dim, options.output_bias)
-        self.q_norm = LatentNorm(sizes.q_rank, dtype, device) if options.latent_norm else None
+        self.q_norm = LatentNorm(sizes.q_rank, dtype, device) if options.latent_norm and sizes.q_rank else None
         self.kv_norm = LatentNorm(sizes.kv_rank, dtype, device) if options.latent_norm else None
 
     @classmethod
@@ -285,10 +294,12 @@ class LatentAttention(ModuleAttention):
     ) -> None:
         """Set the low-rank maps and the rotary key."""
         geometry, sizes = self.geometry, self.sizes
-        u, s, vt = torch.linalg.svd(w_q, full_matrices=False)
-        rows = by_head(u[:, : sizes.q_rank], geometry.heads)[:, [*nope, *rope]]
-        self.q_down.weight.copy_(s[: sizes.q_rank, None] * vt[: sizes.q_rank])
-        self.q_up.weight.copy_(rows.flatten(0, 1))
+        rows = w_q
+        if self.q_down is not None:
+            u, s, vt = torch.linalg.svd(w_q, full_matrices=False)
+            rows = u[:, : sizes.q_rank]
+            self.q_down.weight.copy_(s[: sizes.q_rank, None] * vt[: sizes.q_rank])
+        self.q_up.weight.copy_(by_head(rows, geometry.heads)[:, [*nope, *rope]].flatten(0, 1))
         u, s, vt = kv
         self.kv_down.weight.copy_(s[: sizes.kv_rank, None] * vt[: sizes.kv_rank])
         keys, values = (part[..., : sizes.kv_rank] for part in u.tensor_split([geometry.head_dim], dim=1))
@@ -321,7 +332,8 @@ class LatentAttention(ModuleAttention):
         if source is not None:
             raise ValueError("mla does not support cross attention (a source of its own)")
         geometry, sizes, n = self.geometry, self.sizes, static_shape(x)[1]
-        compressed = self.q_down(x) if self.q_norm is None else self.q_norm(self.q_down(x))
+        compressed = x if self.q_down is None else self.q_down(x)
+        compressed = compressed if self.q_norm is None else self.q_norm(compressed)
         q = self.q_up(compressed).unflatten(-1, (geometry.heads, -1)).transpose(1, 2)
         refuse_undeclared("mla", TAGS["mla"], q, q, ctx)
         latent = self.kv_down(x) if self.kv_norm is None else self.kv_norm(self.kv_down(x))
@@ -402,8 +414,9 @@ class LatentAttention(ModuleAttention):
         sizes = sizes_of(geometry, chosen, rotary=bool(chosen.rope_dim))
         heads, dim, value, r = geometry.heads, geometry.dim, geometry.value_dim, sizes.kv_rank
         width = sizes.nope + sizes.rope
-        cost = Cost.linear(dim, sizes.q_rank, tokens=n, bias=False) + Cost.linear(dim, r, tokens=n, bias=False)
-        cost += Cost.linear(sizes.q_rank, heads * width, tokens=n, bias=chosen.bias)
+        cost = Cost.linear(dim, r, tokens=n, bias=False)
+        cost += Cost.linear(dim, sizes.q_rank, tokens=n, bias=False) if sizes.q_rank else Cost(0, 0)
+        cost += Cost.linear(sizes.q_rank or dim, heads * width, tokens=n, bias=chosen.bias)
         if sizes.rope:
             cost += Cost.linear(dim, sizes.rope, tokens=n, bias=chosen.bias)
         cost += Cost.linear(heads * value, dim, tokens=n, bias=chosen.output_bias)
@@ -442,6 +455,8 @@ def sizes_of(geometry: AttentionGeometry, options: MLAOptions, *, rotary: bool, 
         left = before - dim * (r + rope) - r * heads * (nope + geometry.value_dim)
         matched = left // (dim + heads * (nope + rope))
         q_rank = max(1, min(q_full, matched // 8 * 8 if matched >= 8 else matched))
+    elif options.q_rank == "direct":
+        q_rank = 0
     else:
         q_rank = q_full if options.q_rank == "full" else options.q_rank
     if q_rank > q_full:
@@ -465,7 +480,7 @@ def _resolved(view: AttentionView, options: MLAOptions, singular: Tensor, *, rot
     biased = any(bias is not None for bias in (view.b_q, view.b_k, view.b_v))
     return options.model_copy(
         update={
-            "kv_rank": sizes.kv_rank, "energy": None, "q_rank": sizes.q_rank, "nope_dim": sizes.nope,
+            "kv_rank": sizes.kv_rank, "energy": None, "q_rank": sizes.q_rank or "direct", "nope_dim": sizes.nope,
             "rope_dim": sizes.rope, "bias": options.bias and biased,
             "output_bias": options.output_bias and view.b_o is not None,
         }

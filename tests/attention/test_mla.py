@@ -85,12 +85,23 @@ def test_at_full_rank_without_rotary_positions_it_is_the_softmax_layer(kv_heads,
     assert module.sizes.kv_rank == min(2 * kv_heads * 8, 32)
 
 
+def test_with_as_many_key_heads_half_of_the_cache_loses_nothing():
+    layer, x = softmax_layer(), tokens()
+    module = LatentAttention.from_softmax(view_of(layer))  # the default
+    with torch.no_grad():
+        torch.testing.assert_close(run(module, x), layer(x, CAUSAL), atol=1e-9, rtol=0)
+    cache = module.start_cache()
+    run(module, x, cache=cache)
+    assert cache.numbers == 32 == 2 * 4 * 8 / 2
+    assert torch.equal(module.q_up.weight, view_of(layer).w_q)
+
+
 def test_every_combination_of_biases_is_kept():
     view = view_of(softmax_layer(kv_heads=2))
     x = tokens()
     for without in ((), ("b_k",), ("b_q", "b_k", "b_v"), ("b_o",), ("b_q", "b_k", "b_v", "b_o")):
         some = dataclasses.replace(view, **dict.fromkeys(without))
-        module = LatentAttention.from_softmax(some, FULL)
+        module = LatentAttention.from_softmax(some, FULL if without else {"cache": 1.0})
         torch.testing.assert_close(run(module, x), attend_by_hand(some, x, CAUSAL), atol=1e-9, rtol=0)
         cost = LatentAttention.cost(some.geometry, 9, 9, module.options)
         assert cost.params == sum(p.numel() for p in module.parameters())
@@ -144,7 +155,9 @@ def test_ranks_by_energy():
 
 
 def test_options_of_a_module_rebuild_it_from_another_layer():
-    module = LatentAttention.from_softmax(view_of(softmax_layer(kv_heads=2)), {"energy": 0.6, "latent_norm": True})
+    module = LatentAttention.from_softmax(
+        view_of(softmax_layer(kv_heads=2)), {"energy": 0.6, "latent_norm": True, "q_rank": "match"}
+    )
     fresh = LatentAttention.from_softmax(view_of(softmax_layer(kv_heads=2, seed=1)), module.options.model_dump())
     fresh.load_state_dict(module.state_dict())
     torch.testing.assert_close(run(fresh, tokens()), run(module, tokens()), atol=0, rtol=0)
@@ -154,7 +167,7 @@ def test_the_query_rank_matches_the_parameters():
     view = view_of(softmax_layer(64, 4, 2))
     for rank in (4, 16, 32):
         module = LatentAttention.from_softmax(
-            dataclasses.replace(view, b_q=None, b_k=None, b_v=None), {"kv_rank": rank}
+            dataclasses.replace(view, b_q=None, b_k=None, b_v=None), {"kv_rank": rank, "q_rank": "match"}
         )
         before = view.w_q.numel() + view.w_k.numel() + view.w_v.numel() + view.w_o.numel() + view.b_o.numel()
         after = sum(p.numel() for p in module.parameters())
@@ -165,7 +178,7 @@ def test_the_query_rank_matches_the_parameters():
 
     geometry = AttentionGeometry(2048, 32, 64, kv_heads=8)
     for kv_rank, published in ((64, 1424), (128, 1344)):
-        found = sizes_of(geometry, MLAOptions(kv_rank=kv_rank, rope_dim=32), rotary=True)
+        found = sizes_of(geometry, MLAOptions(kv_rank=kv_rank, rope_dim=32, q_rank="match"), rotary=True)
         assert abs(found.q_rank / published - 1) < 0.012
 
 
