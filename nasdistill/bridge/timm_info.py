@@ -116,7 +116,8 @@ def model_sizes(model: nn.Module) -> dict[str, Any]:
     Every model says ``class``, ``num_classes``, ``in_chans`` and ``num_features`` where it knows them; a vision
     transformer (a list ``blocks`` with attention) also ``img_size``, ``patch_size`` (height, width), ``embed_dim``,
     ``depth``, ``num_heads``, ``mlp_ratio``, ``qkv_bias``, ``qk_norm``, ``class_token``, ``reg_tokens``,
-    ``no_embed_class``, ``pre_norm``, ``layer_scale``, ``global_pool``, ``fc_norm``, ``final_norm`` and ``distilled``.
+    ``no_embed_class``, ``pre_norm``, ``layer_scale``, ``global_pool``, ``fc_norm``, ``final_norm``, ``distilled``,
+    ``norm_eps``, and the classes of its blocks (``block``) and, in small letters, of its MLPs' activation.
     """
     own: Any = model
     found: dict[str, Any] = {"class": type(model).__name__}
@@ -153,6 +154,9 @@ def model_sizes(model: nn.Module) -> dict[str, Any]:
         "fc_norm": not isinstance(getattr(own, "fc_norm", nn.Identity()), nn.Identity),
         "final_norm": not isinstance(getattr(own, "norm", nn.Identity()), nn.Identity),
         "distilled": hasattr(own, "dist_token"),
+        "norm_eps": float(getattr(getattr(first, "norm1", None), "eps", 1e-6)),
+        "activation": type(getattr(mlp, "act", nn.GELU())).__name__.lower(),
+        "block": type(first).__name__,
     }
     return found
 

@@ -41,6 +41,16 @@ def nasdistill_search_spaces() -> list[SearchSpaceSpec]:
             tags=SpaceTags(family="encoder", inherits=True, supernet=True),
         ),
         SearchSpaceSpec(
+            "vit",
+            "nasdistill_spaces.vit:Vit",
+            "AutoFormer's tables tiny, small, base: ViTs cut from a teacher; per block heads, MLP ratio and attention",
+            options="nasdistill_spaces.vit:VitOptions",
+            references=("arXiv:2107.00651", "arXiv:2010.11929", "arXiv:2012.12877", "arXiv:2407.14679"),
+            partly=("arXiv:2107.00651", "arXiv:2012.12877", "arXiv:2407.14679"),
+            left_out="AutoFormer's relative positions; DeiT's second head and training; Minitron's language models.",
+            tags=SpaceTags(family="vision", inherits=True, supernet=True),
+        ),
+        SearchSpaceSpec(
             "resnet_s0",
             "nasdistill_spaces.resnet_s0:ResNetS0",
             "CIFAR ResNets: blocks per stage, width, stages, stride of the stem",

@@ -54,6 +54,27 @@ def present(layer: int, fewest: int, depth: str = "layers") -> Callable[[Mapping
     return None if layer < fewest else lambda params: int(params[depth]) > layer
 
 
-def layer_axis(layer: int, fewest: int, name: str, choices: Sequence[Value], default: Value, **more: Any) -> Axis:
-    """Return an axis of one layer, inactive where the layer is not there."""
-    return Axis(f"layer{layer:02d}.{name}", tuple(choices), default, present(layer, fewest), **more)
+def layer_axis(
+    layer: int,
+    fewest: int,
+    name: str,
+    choices: Sequence[Value],
+    default: Value,
+    *,
+    stem: str = "layer",
+    depth: str = "layers",
+    **more: Any,
+) -> Axis:
+    """Return an axis of one layer, inactive where the layer is not there.
+
+    Args:
+        layer: its number.
+        fewest: layers that are always there.
+        name: of the axis within the layer.
+        choices: of the axis.
+        default: among them.
+        stem: what a layer is called.
+        depth: axis that says how many there are.
+        **more: further arguments of :class:`Axis`.
+    """
+    return Axis(f"{stem}{layer:02d}.{name}", tuple(choices), default, present(layer, fewest, depth), **more)
