@@ -3,13 +3,15 @@
 Language models over the characters of tinyshakespeare (stock GPT-2 and Llama of transformers, small), trained here.
 
 ``mla``: every layer becomes latent attention (arXiv 2503.11132) with a latent of r_kv numbers, started by the joint
-decomposition or at random, and is then distilled: forward KL to the model it came from, equal steps, nothing else. For
-the Llama, whose keys are rotary, with d_r = 8 of 16 channels that keep positions, taken as ours (the fastest) or as the
-paper's (the last rows, with a shorter table of frequencies). "cache" counts the numbers kept per token and layer.
+decomposition or at random, with queries factored so that the number of parameters stays; it is then distilled: forward
+KL to the model it came from, equal steps, nothing else. For the Llama, whose keys are rotary, with d_r = 8 of 16
+channels that keep positions, taken as ours (the fastest) or as the paper's (the last rows, with a shorter table of
+frequencies). "cache" counts the numbers kept per token and layer.
 
 ``echo``: two followers among six layers (arXiv 2409.14595), placed where neighbours' maps are most alike, least alike,
 at random, or so that the first layer leads; then distilled (KL and hidden states of every layer), or tuned on the text
-alone, for equal steps. The first two choose among all placements that leave the first layer alone. Latencies of one
+alone, for equal steps. The first two choose among all placements that leave the first layer alone. ``places`` tells how
+similarity and the loss right after sharing rank all placements: -1 is what the method hopes for. Latencies of one
 forward are those of the shared model, of the same model with its own maps formed explicitly, and of the fused kernel.
 
 Losses are mean cross-entropies per character on the last tenth of the text, on fixed windows. Nothing was chosen by
@@ -173,7 +175,12 @@ def run_mla(family: str, seed: int, text: Text, host: Host, budget: Budget) -> l
     for rank, (name, options) in itertools.product(budget.ranks, starts.items()):
         student = copy.deepcopy(teacher)
         with seeded(seed, "conversion"):
-            set_attention(student, ("mla", {"kv_rank": rank, **options}), host, run=lambda m: m(input_ids=example))
+            set_attention(
+                student,
+                ("mla", {"kv_rank": rank, "q_rank": "match", **options}),
+                host,
+                run=lambda m: m(input_ids=example),
+            )
         before = loss_of(student, text)
         distil(student, teacher, text, budget.steps, seed)
         after = loss_of(student, text)
@@ -199,8 +206,13 @@ def partitions(layers: Sequence[int], followers: int) -> list[list[list[int]]]:
     return found
 
 
-def run_echo(seed: int, text: Text, host: Host, budget: Budget) -> list[dict[str, Any]]:
-    """Share in different places; return a row for each."""
+def ranks(values: Sequence[float]) -> list[int]:
+    """Return each value's place in the order of size."""
+    return [sorted(values).index(value) for value in values]
+
+
+def run_echo(seed: int, text: Text, host: Host, budget: Budget, *, distilled: bool) -> list[dict[str, Any]]:
+    """Share in different places; return a row for each, before anything is trained a row for all places together."""
     depth = 6
     teacher = trained("gpt2", text, 96, depth, budget.teacher_steps, seed)
     own = loss_of(teacher, text)
@@ -213,19 +225,33 @@ def run_echo(seed: int, text: Text, host: Host, budget: Budget) -> list[dict[str
             teacher, ("echoatt", options), host, run=lambda m: m(input_ids=example), calibration=calibration
         )
 
-    similarity = shared([]).report["similarity"]
+    seen = shared([]).report
+    similarity = seen["similarity"]
 
-    def worth(groups: Sequence[Sequence[int]]) -> float:
-        return statistics.fmean(similarity[group[0]][layer] for group in groups for layer in group[1:])
+    def worth(groups: Sequence[Sequence[int]], matrix: Any = similarity) -> float:
+        return statistics.fmean(matrix[group[0]][layer] for group in groups for layer in group[1:])
 
     inner, every = partitions(range(1, depth), 2), partitions(range(depth), 2)
+    losses = [loss_of(shared(groups).model, text) for groups in every]
+    place: dict[str, Any] = {
+        "part": "places",
+        "arm": f"all {len(every)}",
+        "seed": seed,
+        "before": statistics.fmean(losses),
+    }
+    for key, matrix in (("plain", similarity), ("corrected", seen["corrected_similarity"])):
+        place[key] = statistics.correlation(ranks([worth(g, matrix) for g in every]), ranks(losses))
+    say(f"echo, seed {seed}, all places: {place}")
+    if not distilled:
+        return [place]
     arms = {
         "most alike": max(inner, key=worth), "least alike": min(inner, key=worth),
         "random": random.Random(derive_seed(seed, "groups")).choice(every),
         "first layers": max((groups for groups in every if groups[0][0] == 0), key=worth),
     }  # fmt: skip
     rows: list[dict[str, Any]] = [
-        {"part": "echo", "arm": "own maps", "seed": seed, "before": own, "teacher": own, "map": similarity}
+        {"part": "echo", "arm": "own maps", "seed": seed, "before": own, "teacher": own, "map": similarity},
+        place,
     ]
     for name, groups in arms.items():
         made = shared(groups)
@@ -281,7 +307,18 @@ def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for (part, model, arm, rank, tokens), some in arms.items():
         row: dict[str, Any] = {"part": part, "model": model, "arm": arm, "rank": rank, "tokens": tokens, "runs": some}
-        for key in ("before", "after", "text_alone", "closed", "similar", "parameters", "cache", "ms"):
+        for key in (
+            "before",
+            "after",
+            "text_alone",
+            "closed",
+            "similar",
+            "parameters",
+            "cache",
+            "ms",
+            "plain",
+            "corrected",
+        ):
             values = [run[key] for run in some if run.get(key) is not None]
             if values:
                 row[key], row[f"{key}_sd"] = mean_sd(values)
@@ -320,22 +357,24 @@ def notes_of(runs: Sequence[dict[str, Any]]) -> list[str]:
 
 def main() -> None:
     options = parser(__doc__.splitlines()[0], seeds=2)
-    options.add_argument("--part", action="append", choices=("mla", "echo", "latency"), help="only these parts")
+    options.add_argument(
+        "--part", action="append", choices=("mla", "places", "echo", "latency"), help="only these parts"
+    )
     args: argparse.Namespace = options.parse_args()
     start(args)
     budget = QUICK if args.quick else FULL
     folder = data_folder(args, "tinyshakespeare")
     text = Text((folder / "input.txt").read_text(encoding="utf-8"), budget.windows)
     host = Host.load(third_party=False)
-    parts, runs = args.part or ["mla", "echo", "latency"], []
+    parts, runs = args.part or ["mla", "places", "echo", "latency"], []
     for seed in range(1 if args.quick else args.seeds):
         if "mla" in parts:
             for family in ("gpt2", "llama"):
                 with timed(f"mla, {family}, seed {seed}"):
                     runs += run_mla(family, seed, text, host, budget)
-        if "echo" in parts:
+        if {"echo", "places"} & set(parts):
             with timed(f"echo, seed {seed}"):
-                runs += run_echo(seed, text, host, budget)
+                runs += run_echo(seed, text, host, budget, distilled="echo" in parts)
     if "latency" in parts:
         runs += latencies(text, host, args.quick)
     complete = not args.quick and {"mla", "echo"} <= set(parts)
@@ -347,7 +386,7 @@ def main() -> None:
             ("cache", "cache", ".0f"), ("similar", "similarity", ".3f"), ("parameters", "parameters saved, %", ".1f"),
             ("before", "loss before", ".3f"), ("after", "after KD", ".3f"), ("after_sd", "sd", ".3f"),
             ("closed", "gap closed, %", ".0f"), ("text_alone", "text alone", ".3f"), ("tokens", "tokens", "d"),
-            ("ms", "ms", ".2f"),
+            ("ms", "ms", ".2f"), ("plain", "rank correlation", "+.2f"), ("corrected", "of the corrected", "+.2f"),
         ],
         {"notes": notes_of(runs) if complete else [], "window": WINDOW, "steps": budget.steps},
     )  # fmt: skip
