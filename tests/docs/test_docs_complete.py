@@ -302,6 +302,21 @@ def test_nothing_is_told_twice(site):
             assert sorted(names) == sorted(set(names)), f"{page}: {table}"
 
 
+def test_the_readme_lists_what_is_bundled(host):
+    """One row for each of these kinds, with every name in it."""
+    wanted = {
+        "teachers": Kind.TEACHER, "tasks": Kind.TASK, "search spaces": Kind.SEARCH_SPACE, "losses": Kind.LOSS,
+        "attention": Kind.ATTENTION, "strategies": Kind.STRATEGY, "recipes": Kind.RECIPE, "targets": Kind.TARGET,
+        "transforms": Kind.TRANSFORM, "diagnostics": Kind.DIAGNOSTIC, "exporters": Kind.EXPORTER,
+    }  # fmt: skip
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for title, kind in wanted.items():
+        row = re.search(rf"^\| {title} \| (.*) \|$", text, re.MULTILINE)
+        assert row, title
+        assert sorted(re.findall(r"`(\w+)`", row[1])) == sorted(record.spec.name for record in host.specs(kind)), title
+    assert f"| {len(host.specs(Kind.LOSS))}: logits" in text
+
+
 # -- checks, papers, links --------------------------------------------------------------------------------------------
 
 

@@ -184,4 +184,5 @@ def test_the_readme(desk):
         "nasdistill search mine.toml": f"nasdistill search mine.toml {SMALL}",
     }
     assert all(old in found for old in replace)
+    exec(blocks(DOCS / "howto" / "text.md")[0].code, {"__name__": "__docs__"})  # a model and a table of texts
     run_page(ROOT / "README.md", desk, replace=replace)
