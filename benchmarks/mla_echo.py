@@ -40,6 +40,7 @@ from nasdistill.bridge import prepare_imports
 from nasdistill.bridge.attention import convert_attention, set_attention
 from nasdistill.host import Host
 from nasdistill.interfaces import Batch
+from nasdistill.measure.rank import spearman
 from nasdistill.seeds import derive_seed, seeded, torch_generator
 
 WINDOW, BATCH = 64, 16
@@ -206,11 +207,6 @@ def partitions(layers: Sequence[int], followers: int) -> list[list[list[int]]]:
     return found
 
 
-def ranks(values: Sequence[float]) -> list[int]:
-    """Return each value's place in the order of size."""
-    return [sorted(values).index(value) for value in values]
-
-
 def run_echo(seed: int, text: Text, host: Host, budget: Budget, *, distilled: bool) -> list[dict[str, Any]]:
     """Share in different places; return a row for each, before anything is trained a row for all places together."""
     depth = 6
@@ -240,7 +236,7 @@ def run_echo(seed: int, text: Text, host: Host, budget: Budget, *, distilled: bo
         "before": statistics.fmean(losses),
     }
     for key, matrix in (("plain", similarity), ("corrected", seen["corrected_similarity"])):
-        place[key] = statistics.correlation(ranks([worth(g, matrix) for g in every]), ranks(losses))
+        place[key] = spearman([worth(g, matrix) for g in every], losses)
     say(f"echo, seed {seed}, all places: {place}")
     if not distilled:
         return [place]
