@@ -117,13 +117,17 @@ def model_sizes(model: nn.Module) -> dict[str, Any]:
     transformer (a list ``blocks`` with attention) also ``img_size``, ``patch_size`` (height, width), ``embed_dim``,
     ``depth``, ``num_heads``, ``mlp_ratio``, ``qkv_bias``, ``qk_norm``, ``class_token``, ``reg_tokens``,
     ``no_embed_class``, ``pre_norm``, ``layer_scale``, ``global_pool``, ``fc_norm``, ``final_norm``, ``distilled``,
-    ``norm_eps``, and the classes of its blocks (``block``) and, in small letters, of its MLPs' activation.
+    ``norm_eps``, and the classes of its blocks (``block``) and, in small letters, of its MLPs' ``activation``. A PiT
+    says ``base_dims``, ``depth`` and ``heads`` per stage, ``mlp_ratio``, ``img_size``, ``patch_size``, ``stride`` and
+    ``distilled``.
     """
     own: Any = model
     found: dict[str, Any] = {"class": type(model).__name__}
     for key in ("num_classes", "in_chans", "num_features"):
         if isinstance(getattr(own, key, None), int):
             found[key] = getattr(own, key)
+    if found["class"] == "PoolingVisionTransformer":
+        return found | _pooling_sizes(own)
     blocks = getattr(own, "blocks", None)
     patches = getattr(own, "patch_embed", None)
     if not isinstance(blocks, nn.Sequential | nn.ModuleList) or not len(blocks) or patches is None:
@@ -159,6 +163,22 @@ def model_sizes(model: nn.Module) -> dict[str, Any]:
         "block": type(first).__name__,
     }
     return found
+
+
+def _pooling_sizes(model: Any) -> dict[str, Any]:
+    """Return the sizes of a PiT."""
+    stages, patches = model.transformers, model.patch_embed
+    first: Any = stages[0].blocks[0]
+    return {
+        "img_size": list(patches.img_size),
+        "patch_size": list(patches.patch_size),
+        "stride": patches.conv.stride[0],
+        "base_dims": list(model.base_dims),
+        "depth": [len(stage.blocks) for stage in stages],
+        "heads": list(model.heads),
+        "mlp_ratio": first.mlp.fc1.out_features / first.mlp.fc1.in_features,
+        "distilled": model.head_dist is not None,
+    }
 
 
 def _preprocessing(record: Mapping[str, Any]) -> dict[str, Any]:

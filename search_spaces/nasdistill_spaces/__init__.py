@@ -51,6 +51,16 @@ def nasdistill_search_spaces() -> list[SearchSpaceSpec]:
             tags=SpaceTags(family="vision", inherits=True, supernet=True),
         ),
         SearchSpaceSpec(
+            "pit",
+            "nasdistill_spaces.vit:Pit",
+            "Pooling-based ViTs: head size, MLP ratio; per stage blocks, heads and attention variant",
+            options="nasdistill_spaces.vit:PitOptions",
+            references=("arXiv:2103.16302", "arXiv:2312.09059"),
+            partly=("arXiv:2103.16302", "arXiv:2312.09059"),
+            left_out="Shared weights; PiT's distillation token and other stems; Auto-Prox's proxy.",
+            tags=SpaceTags(family="vision", inherits=True),
+        ),
+        SearchSpaceSpec(
             "resnet_s0",
             "nasdistill_spaces.resnet_s0:ResNetS0",
             "CIFAR ResNets: blocks per stage, width, stages, stride of the stem",
