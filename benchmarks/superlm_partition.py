@@ -253,7 +253,8 @@ def main() -> None:
         args, shown,
         (
             ("arm", "arm", ""), ("smallest", "loss, smallest", ".4f"), ("smallest_sd", "sd", ".4f"),
-            ("largest", "loss, largest", ".4f"), ("largest_sd", "sd", ".4f"), ("mean", "mean of 8", ".4f"), ("mean_sd", "sd", ".4f"),
+            ("largest", "loss, largest", ".4f"), ("largest_sd", "sd", ".4f"), ("mean", "mean of 8", ".4f"),
+            ("mean_sd", "sd", ".4f"),
             ("tau", "tau, all 8", "+.2f"),
             ("tau_sd", "sd", ".2f"), ("tau_within", "tau within parts", "+.2f"), ("tau_within_sd", "sd", ".2f"),
         ),
