@@ -173,6 +173,13 @@ class ImageClassification(Task):
                 found["interpolation"] = facts["interpolation"]
         return {name: value for name, value in found.items() if name not in options}
 
+    @classmethod
+    def suggested(cls, options: Mapping[str, Any], teacher: TeacherInfo) -> dict[str, Any]:
+        """Suggest students cut from the teacher where it is a plain vision transformer; nothing for the digits."""
+        if options.get("data", "digits") == "digits" or not _plain_vit(teacher):
+            return {}
+        return {"space": [{"name": "vit", "options": {}}]}
+
     def prepare(self, cache_dir: Path | None = None, progress: Callable[[str], None] | None = None) -> None:
         """Read, split and measure the data; nothing is written."""
         if self._state is not None:
@@ -397,6 +404,20 @@ class ImageClassification(Task):
             means.append(round(float(mean), 6))
             deviations.append(round(float(deviation), 6) or 1.0)  # a constant channel is only centred
         return means, deviations
+
+
+def _plain_vit(teacher: TeacherInfo) -> bool:
+    """Return whether a teacher is a ViT or DeiT whose blocks are the usual ones."""
+    model = teacher.model
+    if teacher.library == "transformers":
+        return model.get("model_type") in ("vit", "deit") and model.get("hidden_act", "gelu") == "gelu"
+    usual = {"block": "Block", "activation": "gelu", "qk_norm": False, "pre_norm": False}
+    return (
+        teacher.library == "timm"
+        and str(model.get("class", "")).startswith("VisionTransformer")
+        and model.get("global_pool") in ("token", "avg")
+        and all(model.get(name) == value for name, value in usual.items())
+    )
 
 
 def _hash(tensor: Tensor | Pictures) -> str:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nasdistill.errors import ConfigError, DataError, MismatchError
-from nasdistill.interfaces import Batch
+from nasdistill.interfaces import Batch, TeacherInfo
 from nasdistill.spec.component import Kind
 from nasdistill_tasks import augment
 from nasdistill_tasks.image_classification import UNLABELLED, ImageClassification
@@ -345,3 +345,24 @@ def test_validation_may_be_judged_at_every_shift():
     torch.testing.assert_close(views[4].image, images)
     test = [torch.cat([b.image for b in task.batches("test", batch_size=64)]) for task in (plain, moved)]
     assert torch.equal(*test)
+
+
+def test_a_plain_vit_suggests_students_cut_from_it(host, tmp_path):
+    from nasdistill.bridge.timm_info import describe_timm
+    from nasdistill.spec.config import parse_config
+
+    kind = host.load(Kind.TASK, "image_classification")
+    infos = {
+        "vit": describe_timm("vit_tiny_patch16_224", {}),
+        "deit": TeacherInfo("transformers", {"model_type": "deit", "hidden_size": 16}),
+        "norms of q and k": describe_timm("vit_tiny_patch16_224", {"qk_norm": True}),
+        "swin": TeacherInfo("transformers", {"model_type": "swin"}),
+        "another": describe_timm("resnet18", {}),
+        "nothing known": TeacherInfo(),
+    }
+    found = {name: kind.suggested({"data": str(tmp_path)}, info) for name, info in infos.items()}
+    assert [name for name, tables in found.items() if tables] == ["vit", "deit"]
+    config = parse_config({"task": {"name": "image_classification"}, **found["vit"]}, where="suggested")
+    space = host.load(Kind.SEARCH_SPACE, config.space[0].name)
+    assert space.adapted({}, infos["vit"])["teacher"]["embed"] == 192
+    assert kind.suggested({}, infos["vit"]) == {}
