@@ -92,7 +92,6 @@ def nasdistill_losses() -> list[LossSpec]:
             options="nasdistill_losses.minilm:MiniLMOptions",
             references=("arXiv:2002.10957",),
             tags=LossTags(level="attention", same_heads=True),
-            left_out="the intermediate teacher of equal width (a recipe of two runs)",
         ),
         LossSpec(
             "minilmv2",
