@@ -28,9 +28,12 @@ from nasdistill.testing import (
     parametrize_with_checks,
     probing,
 )
+from nasdistill.testing.checks.search_space import points
 from nasdistill.testing.checks.search_space.points import axes_are_the_same_in_every_call
+from nasdistill.testing.kit.space import TINY_SPACE
 from nasdistill.testing.pluginchecks import plugin_checks
 from nasdistill.testing.results import CheckResult, failures
+from nasdistill.testing.subject import Subject
 
 CHATTY = zoo_common.spec("chatty", zoo_common.Chatty)
 SOUND = zoo_common.spec("sound", zoo_common.Sound)
@@ -480,6 +483,25 @@ def test_the_pytest_plugin_imports_nothing_heavy_and_gives_fixtures(tmp_path):
     command = [sys.executable, "-m", "pytest", "-q", *off, "test_theirs.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_spaces_of_a_plugin_share_a_process_and_one_that_breaks_it_off_harms_no_other(monkeypatch):
+    asked, run = [], points.ask
+    host = isolated_host(TINY_SPACE, dataclasses.replace(TINY_SPACE, name="other"))
+    monkeypatch.setattr(points, "ask", lambda questions: asked.append(len(questions)) or run(questions))
+    for name, counts in (("local:tiny", [2]), ("local:other", [2])):
+        points.points_agree_across_processes(subject_of(host, name))
+        assert asked == counts
+    host = isolated_host(TINY_SPACE, dataclasses.replace(TINY_SPACE, name="other"))
+    monkeypatch.setattr(points, "ask", lambda questions: "Killed" if len(questions) > 1 else run(questions))
+    points.points_agree_across_processes(subject_of(host, "local:tiny"))
+    monkeypatch.setattr(points, "ask", lambda questions: "Killed")
+    with pytest.raises(CheckFailed, match="cannot be created in another process: Killed"):
+        points.points_agree_across_processes(subject_of(host, "local:other"))
+
+
+def subject_of(host, name):
+    return Subject(host, host.record(Kind.SEARCH_SPACE, name), Example())
 
 
 def test_failing_a_check_is_an_assertion():

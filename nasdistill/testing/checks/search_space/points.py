@@ -8,15 +8,19 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from nasdistill.errors import ArchitectureError
+from nasdistill.errors import ISOLATED, ArchitectureError
+from nasdistill.host import Host
 from nasdistill.interfaces import SearchSpace
 from nasdistill.spec.architecture import Architecture, Axis, Value
 from nasdistill.spec.component import Kind
 from nasdistill.spec.config import ObjectiveConfig, TrainingConfig
 from nasdistill.spec.options import ComponentOptions, parse_options
 from nasdistill.testing.checks.search_space.cases import NAME, first_case, networks_differ, points, samples, told
+from nasdistill.testing.declared import declared
 from nasdistill.testing.registry import check, fail, skip
 from nasdistill.testing.state import first_difference
 from nasdistill.testing.subject import Subject
@@ -95,34 +99,88 @@ import importlib, json, random, sys
 told = json.load(sys.stdin)
 sys.path[:] = told["path"]
 from nasdistill.host import Host
-module, _, name = told["target"].partition(":")
-space = getattr(importlib.import_module(module), name)(told["options"], host=Host.load())
-space.id = told["id"]
-rng = random.Random(told["seed"])
-axes = [[a.name, a.choices, a.default, a.ordered] for a in space.axes()]
-print(json.dumps([axes, [space.sample(rng).fingerprint for _ in range(5)]]))
+host = Host.load()
+def answer(asked):
+    module, _, name = asked["target"].partition(":")
+    space = getattr(importlib.import_module(module), name)(asked["options"], host=host)
+    space.id = asked["id"]
+    rng = random.Random(asked["seed"])
+    axes = [[a.name, a.choices, a.default, a.ordered] for a in space.axes()]
+    return [axes, [space.sample(rng).fingerprint for _ in range(5)]]
+answers = []
+for asked in told["asked"]:
+    try:
+        answers.append(answer(asked))
+    except Exception as error:
+        answers.append(f"{type(error).__name__}: {error}")
+print(json.dumps(answers))
 """
+"""Starting it takes seconds, answering does not: one process is asked about all spaces of a plugin."""
+
+_ANSWERS: WeakKeyDictionary[Host, dict[tuple[str, str], Any]] = WeakKeyDictionary()
+"""Host -> plugin and question, as JSON -> answer: axes and fingerprints, or the text of an error."""
 
 
 @check(Kind.SEARCH_SPACE, thorough=True, hint="Never let the order of a set decide the order of axes or choices.")
 def points_agree_across_processes(subject: Subject) -> None:
     """Axes, random points and fingerprints are the same in a process with another hash seed."""
     space = subject.create()
-    options = parse_options(space.options_model, dict(subject.example.options), where=subject.id)
-    given = {
-        "path": sys.path, "target": subject.spec.target, "id": subject.id, "seed": subject.seed,
-        "options": json.loads(options.model_dump_json()) if isinstance(options, ComponentOptions) else None,
-    }  # fmt: skip
+    found = elsewhere(subject)
+    if isinstance(found, str):
+        fail(f"it cannot be created in another process: {found}")
+    here = [[*fact] for fact in facts_of(space.axes())], [p.fingerprint for p in samples(subject, space, 5)]
+    if found != json.loads(json.dumps(here)):
+        fail("axes or random points differ in a process with another PYTHONHASHSEED")
+
+
+def elsewhere(subject: Subject) -> Any:
+    """Return what a process with another hash seed says of a space, or the error there as a text.
+
+    The first that is asked about a plugin's space answers for the examples of all; where it breaks off, and for
+    examples that no class gives, a process is asked about this one alone.
+    """
+    known = _ANSWERS.setdefault(subject.host, {})
+    plugin, mine = subject.record.plugin, question(subject)
+    if (plugin, "") not in known:
+        known[plugin, ""] = "asked"
+        together = list(dict.fromkeys([mine, *questions(subject.host, plugin, subject.seed)]))
+        answers = ask(together)
+        if not isinstance(answers, str):
+            known.update({(plugin, asked): found for asked, found in zip(together, answers, strict=True)})
+    if (plugin, mine) not in known:
+        answers = ask([mine])
+        known[plugin, mine] = answers if isinstance(answers, str) else answers[0]
+    return known[plugin, mine]
+
+
+def questions(host: Host, plugin: str, seed: int) -> Iterator[str]:
+    """Yield the questions about a plugin's spaces, those left out that cannot be asked about: they fail elsewhere."""
+    for record in host.specs(Kind.SEARCH_SPACE):
+        if record.plugin == plugin and not host.missing(record.kind, record.id):
+            with suppress(*ISOLATED):
+                for example in declared(host.load(record.kind, record.id), record.kind)[0]:
+                    yield question(Subject(host, record, example, seed=seed))
+
+
+def question(subject: Subject) -> str:
+    """Return what another process needs to know to create a space and draw points, as JSON."""
+    model = subject.load().options_model
+    options = parse_options(model, dict(subject.example.options), where=subject.id)
+    given = json.loads(options.model_dump_json()) if isinstance(options, ComponentOptions) else None
+    return json.dumps({"target": subject.spec.target, "id": subject.id, "seed": subject.seed, "options": given})
+
+
+def ask(asked: list[str]) -> Any:
+    """Return the answers of a process with another hash seed, in order; its last words where there are none."""
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
     done = subprocess.run(
-        [sys.executable, "-c", PROCESS], input=json.dumps(given), capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONHASHSEED": seed},
+        [sys.executable, "-c", PROCESS], input=json.dumps({"path": sys.path, "asked": [*map(json.loads, asked)]}),
+        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONHASHSEED": seed},
     )  # fmt: skip
-    if done.returncode:
-        fail(f"it cannot be created in another process: {done.stderr.strip().splitlines()[-1]}")
-    here = [[*fact] for fact in facts_of(space.axes())], [p.fingerprint for p in samples(subject, space, 5)]
-    if json.loads(done.stdout) != json.loads(json.dumps(here)):
-        fail("axes or random points differ in a process with another PYTHONHASHSEED")
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    return json.loads(lines[-1])
 
 
 def faults(space: SearchSpace) -> Iterator[tuple[str, str, Architecture]]:
