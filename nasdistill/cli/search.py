@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     notes: list[str] = []
     if args.config is None:
         values, notes = without_preset_cut(values, args, base, config)
+        values = without_preset_spaces(values, args, base, config)
         config = parse_config(values, where=f"{where} with the command line's options")
 
     from nasdistill.cli.common import load_host
@@ -219,6 +220,20 @@ def without_preset_cut(
     value = options.pop(_CUT)
     note = f"the preset's {_CUT} = {value:g} is left out: the command line asks for {' and '.join(changed)}"
     return {**values, "search": {**search, "strategy_options": options}}, [note]
+
+
+def without_preset_spaces(
+    values: dict[str, Any], args: argparse.Namespace, base: RunConfig, config: RunConfig
+) -> dict[str, Any]:
+    """Return the configuration without the default preset's spaces where another teacher is named.
+
+    They were chosen for the preset's teacher; the task may suggest one whose students are cut from the teacher at hand.
+    A preset or spaces that were asked for by name stay.
+    """
+    said = {item.partition("=")[0].strip().partition(".")[0] for item in args.set}
+    if args.preset is not None or args.space or "space" in said or config.teacher.name == base.teacher.name:
+        return values
+    return {key: value for key, value in values.items() if key != "space"}
 
 
 def closing_lines(result: dict[str, Any]) -> list[str]:

@@ -87,7 +87,7 @@ def nasdistill_search_spaces() -> list[SearchSpaceSpec]:
             options="nasdistill_spaces.decoder:DecoderOptions",
             references=("arXiv:2407.14679", "arXiv:2403.03853", "arXiv:2302.13971", "arXiv:2305.13245"),
             partly=("arXiv:2403.03853", "arXiv:2302.13971"),
-            left_out="Tensor and pipeline parallel training; other decoders' parts (mixtures of experts, ALiBi, soft caps).",
+            left_out="Tensor and pipeline parallel training; mixtures of experts, ALiBi, soft caps of other decoders.",
             tags=SpaceTags(family="decoder", inherits=True),
         ),
     ]

@@ -11,7 +11,13 @@ import pytest
 from toys_search import tiny, write_digits
 
 from nasdistill.cli.config import to_toml
-from nasdistill.cli.search import add_arguments, closing_lines, override, without_preset_cut
+from nasdistill.cli.search import (
+    add_arguments,
+    closing_lines,
+    override,
+    without_preset_cut,
+    without_preset_spaces,
+)
 from nasdistill.spec.config import RunConfig, parse_config, preset_text
 
 
@@ -229,3 +235,24 @@ def test_a_search_without_a_student_fails_and_names_the_limit(cli_here, config: 
     assert quiet.returncode == 1
     assert quiet.stderr.startswith("error: no student was finished: no architecture was proposed\n")
     assert json.loads(quiet.stdout)["front"] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        ([], True),
+        (["--teacher", "timm:vit_tiny_patch16_224"], False),
+        (["--teacher", "timm:vit_tiny_patch16_224", "--preset", "digits"], True),
+        (["--teacher", "timm:vit_tiny_patch16_224", "--space", "conv_vit"], True),
+        (["--trials", "3"], True),
+    ],
+)
+def test_the_default_presets_spaces_are_for_its_own_teacher(words: list[str], kept: bool):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    args = parser.parse_args(words)
+    values = tomllib.loads(preset_text("digits"))
+    base = parse_config(values, where="preset")
+    values = override(values, args, base)
+    config = parse_config(values, where="test")
+    assert ("space" in without_preset_spaces(values, args, base, config)) == kept
