@@ -204,7 +204,7 @@ def test_the_plan_says_that_the_presets_cut_is_left_out(cli_here, tmp_path: Path
     small["space"] = [{"name": "resnet_s0", "options": {"blocks": [1], "width": [8, 16], "stages": [2]}}]
     text = to_toml(parse_config(small, where="test").to_json())
     monkeypatch.setattr("nasdistill.spec.config.preset_text", lambda name: text)
-    words = ["search", "--data", str(data), "--teacher", "timm:test_resnet", "--json"]
+    words = ["search", "--preset", "digits", "--data", str(data), "--teacher", "timm:test_resnet", "--json"]
     done = cli_here(*words)
     assert done.returncode == 0, done.stderr
     assert "note     the preset's max_latency_ratio = 1e-06 is left out" in done.stderr
