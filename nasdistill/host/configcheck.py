@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from nasdistill.errors import ConfigError, NasdistillError, one_line
+from nasdistill.host.adapting import adapt_config
 from nasdistill.host.importing import ISOLATED
 from nasdistill.spec.component import Kind, SearchSpaceSpec
 
@@ -64,12 +65,27 @@ def config_problems(config: RunConfig, host: Host, *, where: str) -> list[Nasdis
             problems.append(problem)
     if not problems:
         try:
-            search = config.search
+            adapted = _adapted(config, host, where)
+            if adapted is None:
+                return problems
+            search = adapted.search
             strategy = host.create(Kind.STRATEGY, search.strategy, search.strategy_options)
-            check_strategy(strategy, search_setting(config, host))
+            check_strategy(strategy, search_setting(adapted, host))
         except NasdistillError as error:
             problems.append(type(error)(f"{where}: {error.message}", hint=error.hint))
     return problems
+
+
+def _adapted(config: RunConfig, host: Host, where: str) -> RunConfig | None:
+    """Return a configuration with the spaces and the strategy that follow from its teacher and its task.
+
+    A teacher that is not there is told when it is opened. What it implies is not known then: the configuration as it
+    stands, or None where spaces are left to the task.
+    """
+    try:
+        return adapt_config(config, host, where=where)
+    except NasdistillError:
+        return config if "space" in config.model_fields_set else None
 
 
 def check_strategy(strategy: Strategy, setting: SearchSetting) -> None:

@@ -245,6 +245,15 @@ def test_spaces_without_a_supernet_are_refused_before_anything_starts(digits, tm
             run_search(parse_config(values, where="test"), tmp_path / "run", host=own)
 
 
+def test_a_strategy_looks_at_the_spaces_that_follow_from_the_task():
+    values = {"task": {"name": "text_classification"}, "search": {"strategy": "supernet"}}
+    assert config_problems(parse_config(values, where="test"), host(), where="file.toml") == []
+    values["teacher"] = {"name": "hf:./not-here"}  # told when it is opened
+    assert config_problems(parse_config(values, where="test"), host(), where="file.toml") == []
+    values["space"] = [{"name": "resnet_s0"}]
+    assert "resnet_s0 has none" in str(config_problems(parse_config(values, where="test"), host(), where="x")[0])
+
+
 # ---- the strategy on a planned session -------------------------------------------------------------------------------
 
 
