@@ -61,7 +61,8 @@ def _explain(
     broken = sorted(name for name, value in first.constraints.items() if value > 0)
     if broken:
         return _over_limits(members, broken, limits)
-    option = _OPTION.search(first.reason)
+    # A failure's text may end in brackets too: which model it is about, say.
+    option = _OPTION.search(first.reason) if first.state == "pruned" else None
     latencies = [c.targets[primary].latency.value_ms for c in members if primary in c.targets]
     if option is None or not option[1].endswith("latency_ratio") or not latencies or not teacher_ms:
         hint = "" if option is None else f"--set search.strategy_options.{option[1]}=VALUE changes that limit."

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field, model_validator
 from torch import nn
 
+from nasdistill.errors import ArchitectureError
 from nasdistill.interfaces import (
     Batch,
     Example,
@@ -216,7 +217,13 @@ class KdPipeline(SearchSpace):
     # ---- what the student's space answers -------------------------------------------------------------------------
 
     def accepts(self, io: IOSpec) -> str | None:
-        """Return why the student's space cannot serve `io`."""
+        """Return why the student's space cannot serve `io`, or that the fixed architecture is none of its points."""
+        fixed = self.options.architecture
+        if fixed is not None:
+            try:
+                self.student.architecture(fixed)
+            except ArchitectureError as error:
+                return f"its fixed student is {error.message}"
         return self.student.accepts(io)
 
     def build(self, arch: Architecture, io: IOSpec) -> nn.Module:

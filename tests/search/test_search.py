@@ -494,6 +494,17 @@ def test_reasons_are_counted_and_being_dominated_never_decides():
     assert hint == "nasdistill show --trials r lists every trial."
 
 
+def test_what_stands_in_brackets_is_an_option_for_what_a_strategy_dropped_only():
+    def hint(state: str, text: str) -> str:
+        [found] = reasons([Candidate(0, None, state=state, reason=text)], {}, None, None)
+        return found["hint"]
+
+    assert hint("pruned", "too many (keep_latency)") == (
+        "--set search.strategy_options.keep_latency=VALUE changes that limit."
+    )
+    assert hint("failed", "mismatch: q.5 (student) is not q.5 (teacher)") == ""
+
+
 def test_nan_losses_end_the_trial_with_a_reason(digits, tmp_path):
     config = tiny(digits, training__lr=1e30, training__grad_clip=None, training__warmup=0.0)
     result = run_search(config, tmp_path / "run", host=Host.load(third_party=False))

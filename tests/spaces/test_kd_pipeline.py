@@ -47,6 +47,11 @@ def test_what_does_not_matter_is_inactive_and_nothing_to_train_on_is_refused(hos
         space.check(space.mutate(space.sample(rng), rng))
 
 
+def test_a_fixed_student_that_is_no_point_is_refused_before_anything_is_trained(host):
+    space = host.create(Kind.SEARCH_SPACE, "kd_pipeline", {"student": SMALL, "architecture": {"width": 9}})
+    assert "width = 9" in space.accepts(DIGITS)
+
+
 def test_the_network_is_the_inner_spaces(host):
     space = host.create(Kind.SEARCH_SPACE, "kd_pipeline", {"student": SMALL, "architecture": None})
     inner = host.create(Kind.SEARCH_SPACE, "resnet_s0", SMALL["options"])
