@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Export one student."""
     from nasdistill.cli.common import load_host, parse_setting
-    from nasdistill.cli.output import info, print_json, say
+    from nasdistill.cli.output import info, print_json, say, warn
     from nasdistill.library import find_student
 
     options = dict(parse_setting(item) for item in args.set)
@@ -29,6 +29,8 @@ def run(args: argparse.Namespace) -> int:
     student = find_student(args.source, args.student, host=host)
     info(f"exporting {student!r}")
     facts = student.export(args.to, args.folder, options=options or None)
+    for note in facts.get("notes", ()):
+        warn(note)
     if args.json:
         print_json(facts)
         return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nasdistill.bridge.tokenizers import load_tokenizer
-from nasdistill.errors import NasdistillError
+from nasdistill.errors import NasdistillError, one_line
 from nasdistill.files import write_json
 from nasdistill.interfaces import ExportRequest
 from nasdistill_exporters._files import answer
@@ -21,7 +21,7 @@ def write_text_files(request: ExportRequest) -> list[str]:
         try:
             load_tokenizer(str(source)).save_pretrained(str(request.folder))
         except (NasdistillError, OSError) as error:
-            notes.append(f"the tokenizer {source} cannot be read here, so the folder has none: {error}")
+            notes.append(f"the tokenizer {source} cannot be read here, so the folder has none: {one_line(error)}")
     if request.io.head == "embedding":
         _write_pooling(request, known.get("max_length"))
     return notes
