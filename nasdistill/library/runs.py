@@ -296,6 +296,8 @@ class Run:
         plugins = [p for p in environment.get("plugins") or () if p.get("distribution") != "nasdistill"]
         version = (environment.get("packages") or {}).get("nasdistill")
         test = (self._final.get("students") or {}).get(str(candidate.number))
+        shared = self._table(f"supernets/{candidate.start}/record.json") if candidate.start else {}
+        start = {"supernet": candidate.start, **{key: shared.get(key) for key in ("weights_sha256", "steps")}}
         return {
             "trial": candidate.number,
             "architecture": candidate.architecture.fingerprint if candidate.architecture else None,
@@ -306,6 +308,7 @@ class Run:
             "training": config.training.model_dump(mode="json"),
             "seed": config.search.seed,
             "epochs": candidate.epochs,
+            "start": start if candidate.start else None,
             "validation": {"score": candidate.score, "loss": candidate.loss},
             "test": {"score": test},
             "cost": {"params": candidate.cost.params, "macs": candidate.cost.macs} if candidate.cost else None,

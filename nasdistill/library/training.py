@@ -129,8 +129,9 @@ def distill_architecture(
         processes.wait()
         record: list[dict[str, Any]] = []
         arch = request.architecture
+        # A space may search how its students are taught; a recipe's stages say it themselves.
+        objective, training = space.teaching(arch, request.config.objective, request.config.training)
         if recipe is None:
-            objective, training = space.teaching(arch, request.config.objective, request.config.training)
             outcome = train(
                 model,
                 parts.task,
@@ -168,8 +169,8 @@ def distill_architecture(
             "teacher": {"name": request.config.teacher.name, "fingerprint": parts.teacher.fingerprint},
             "task": task_facts(request.config, task),
             "software": software(host),
-            "objective": described["objective"],
-            "training": described["training"],
+            "objective": objective.model_dump(mode="json") if recipe is None else None,
+            "training": training.model_dump(mode="json") if recipe is None else described["training"],
             "seed": request.seed,
             "epochs": described["epochs"],
             "init": described["init"],

@@ -358,7 +358,8 @@ def _test_score(session: Session, candidate: Candidate) -> float:
 def save_front_member(run: RunDirectory, session: Session, candidate: Candidate, test_score: float) -> None:
     """Save a student with its provenance."""
     parts = session.parts
-    arch = session.arch(candidate)
+    arch, space = session.arch(candidate), session.space(candidate)
+    objective, training = space.teaching(arch, parts.config.objective, parts.config.training)
     model = session.build(candidate).cpu()
     provenance = {
         "trial": candidate.number,
@@ -366,8 +367,8 @@ def save_front_member(run: RunDirectory, session: Session, candidate: Candidate,
         "teacher": {"name": parts.config.teacher.name, "fingerprint": parts.teacher.fingerprint},
         "task": task_facts(parts.config, parts.task),
         "software": software(parts.host),
-        "objective": parts.config.objective.model_dump(mode="json"),
-        "training": parts.config.training.model_dump(mode="json"),
+        "objective": objective.model_dump(mode="json"),
+        "training": training.model_dump(mode="json"),
         "seed": parts.config.search.seed,
         "epochs": candidate.epochs,
         "start": session.bench.shelf.origin(candidate.start) if candidate.start else None,
@@ -378,7 +379,7 @@ def save_front_member(run: RunDirectory, session: Session, candidate: Candidate,
         "targets": {name: report.to_json() for name, report in candidate.targets.items()},
         "state_sha256": weights_hash(model),
     }
-    options = session.space(candidate).options.model_dump(mode="json")
+    options = space.options.model_dump(mode="json")
     save_student(run.student(student_id(candidate)), model, arch, parts.task.io, provenance, space_options=options)
 
 

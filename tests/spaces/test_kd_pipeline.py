@@ -10,6 +10,7 @@ from toys_search import tiny, write_digits
 
 import nasdistill
 from nasdistill.errors import ArchitectureError
+from nasdistill.files import read_json
 from nasdistill.host.adapting import adapted_options
 from nasdistill.interfaces import TeacherInfo
 from nasdistill.search.run import run_search
@@ -86,3 +87,7 @@ def test_a_search_over_pipelines_trains_one_student_in_different_ways(host, tmp_
     weights = [torch.cat([t.flatten().float() for t in student.weights().values()]) for student in students]
     assert not any(torch.equal(weights[0], other) for other in weights[1:])
     assert students[0].model()(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+    for folder in (tmp_path / "run" / "students").iterdir():  # a student's record says how it was taught itself
+        params, told = read_json(folder / "architecture.json")["params"], read_json(folder / "provenance.json")
+        assert [loss["weight"] for loss in told["objective"]["losses"]] == [w for w in [params["kd.logit_weight"]] if w]
+        assert told["training"]["mixup"] == params["kd.mixup"]
