@@ -118,6 +118,7 @@ def search_setting(config: RunConfig, host: Host) -> SearchSetting:
         trials=config.search.trials,
         supernets=tuple(name for name, identifier in zip(spaces, ids, strict=True) if identifier in elastic),
         elastic=tuple(short_names(elastic)),
+        losses=tuple(host.canonical(Kind.LOSS, item.name) for item in config.objective.losses),
     )
 
 

@@ -79,6 +79,7 @@ class SearchSetting:
         trials: how many trials the user asked for.
         supernets: those of `spaces` that can train shared weights.
         elastic: all installed spaces that can, to choose from.
+        losses: canonical ids of the objective's losses.
     """
 
     spaces: tuple[str, ...] = ()
@@ -87,6 +88,7 @@ class SearchSetting:
     trials: int = 1
     supernets: tuple[str, ...] = ()
     elastic: tuple[str, ...] = ()
+    losses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,13 +26,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from nasdistill.errors import NasdistillError, UsageError
 from nasdistill.interfaces import INHERITED, Candidate, SearchSession, SearchSetting, SharedWeights, Strategy
 from nasdistill.spec.component import Kind
 from nasdistill.spec.config import LossConfig, ObjectiveConfig
 from nasdistill.spec.options import ComponentOptions
+
+OBJECTIVE = "objective"
+"""What the option `loss` says for the losses of the run; TOML has no null."""
 
 _PER_TRIAL = 24
 """Evaluations for every trial asked for: with 32 of them the paper's three times 256."""
@@ -48,7 +51,7 @@ class SupernetOptions(ComponentOptions):
     supernet_epochs: int = Field(10, ge=1, description="Epochs of every set of shared weights.")
     others: int = Field(2, ge=0, description="Random sub-networks of a step beside the largest and the smallest.")
     loss: str | None = Field(
-        "qkv_relation", description="Loss that shared weights are trained on; null takes the run's objective."
+        "qkv_relation", description='Loss that shared weights are trained on; "objective" takes those of the run.'
     )
     loss_options: dict[str, Any] = Field(default_factory=dict, description="Its options.")
     lr: float | None = Field(None, gt=0, description="Peak learning rate of shared weights; the run's if not given.")
@@ -63,6 +66,11 @@ class SupernetOptions(ComponentOptions):
     finalists: int = Field(8, ge=1, description="Students that are cut out and distilled.")
     epochs: int = Field(60, ge=1, description="Epochs of every distillation.")
     max_latency_ratio: float = Field(1.0, gt=0, description="Slowest student that is trained, relative to the teacher.")
+
+    @field_validator("loss")
+    @classmethod
+    def _none_for_the_runs(cls, value: str | None) -> str | None:
+        return None if value == OBJECTIVE else value
 
 
 class SupernetSearch(Strategy):
@@ -137,15 +145,16 @@ class SupernetSearch(Strategy):
         if without:
             able = ", ".join(setting.elastic) or "none that is installed"
             raise UsageError(
-                f"the strategy supernet needs spaces with a supernet; {', '.join(without)} has none",
+                f"the strategy supernet needs spaces with a supernet; {', '.join(without)} "
+                f"{'has' if len(without) == 1 else 'have'} none",
                 hint=f"Spaces with one: {able}.",
             )
-        if self.options.loss is not None:
-            tags = self.host.tags(Kind.LOSS, self.options.loss)
+        for loss in setting.losses if self.options.loss is None else (self.options.loss,):
+            tags = self.host.tags(Kind.LOSS, loss)
             if tags.owns_parameters and self.options.score == "loss":
                 raise UsageError(
-                    f"loss {self.options.loss!r} trains parts of its own, which every student would need: it cannot "
-                    "score inherited weights",
+                    f"loss {loss!r} trains parts of its own, which every student would need: it cannot score inherited "
+                    "weights",
                     hint='Set score = "metric", or choose a loss without parameters.',
                 )
 

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from nasdistill.errors import ArchitectureError
@@ -60,7 +60,7 @@ class KdPipelineOptions(ComponentOptions):
     student: ComponentConfig = Field(ComponentConfig(name="conv_vit"), description="Search space of the network.")
     architecture: dict[str, str | int | float] | None = Field(
         default_factory=dict,
-        description="The fixed student: axes that differ from the space's default; unset (None) searches it too.",
+        description="The fixed student: axes that differ from the space's default; `searched` searches it too.",
     )
     logit: tuple[Name, ...] = Field(("kd", "logit_mse"), min_length=1, description="Losses on the logits.")
     temperature: tuple[Annotated[float, Field(gt=0)], ...] = Field(
@@ -84,6 +84,11 @@ class KdPipelineOptions(ComponentOptions):
     token_noise: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(
         (0.0,), min_length=1, description="Share of exchanged tokens."
     )
+
+    @field_validator("architecture", mode="before")
+    @classmethod
+    def _searched(cls, value: Any) -> Any:  # a word, because TOML has no null
+        return None if value == "searched" else value
 
     @model_validator(mode="after")
     def _distinct(self) -> KdPipelineOptions:

@@ -250,6 +250,12 @@ def test_a_strategy_looks_at_the_spaces_that_follow_from_the_task():
     assert config_problems(parse_config(values, where="test"), host(), where="file.toml") == []
     values["teacher"] = {"name": "hf:./not-here"}  # told when it is opened
     assert config_problems(parse_config(values, where="test"), host(), where="file.toml") == []
+    del values["teacher"]
+    values["search"]["strategy_options"] = {"loss": "objective"}
+    values["objective"] = {"losses": [{"name": "kd"}, {"name": "hidden_cos"}]}
+    (problem,) = config_problems(parse_config(values, where="test"), host(), where="file.toml")
+    assert "loss 'losses:hidden_cos' trains parts of its own" in problem.message
+    values["objective"] = {"losses": [{"name": "kd"}]}
     values["space"] = [{"name": "resnet_s0"}]
     assert "resnet_s0 has none" in str(config_problems(parse_config(values, where="test"), host(), where="x")[0])
 

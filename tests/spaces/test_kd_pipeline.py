@@ -54,7 +54,9 @@ def test_a_fixed_student_that_is_no_point_is_refused_before_anything_is_trained(
 
 
 def test_the_network_is_the_inner_spaces(host):
-    space = host.create(Kind.SEARCH_SPACE, "kd_pipeline", {"student": SMALL, "architecture": None})
+    space = host.create(Kind.SEARCH_SPACE, "kd_pipeline", {"student": SMALL, "architecture": "searched"})
+    again = host.create(Kind.SEARCH_SPACE, "kd_pipeline", space.options.model_dump(mode="json"))
+    assert again.size() == space.size() > host.create(Kind.SEARCH_SPACE, "kd_pipeline", {"student": SMALL}).size()
     inner = host.create(Kind.SEARCH_SPACE, "resnet_s0", SMALL["options"])
     arch = space.architecture({"student.width": 8})
     there = inner.architecture({"width": 8})
