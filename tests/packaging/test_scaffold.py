@@ -26,7 +26,7 @@ def new(kind: Kind | str = "proxy", name: str = "acme", **changes) -> NewPlugin:
 
 
 @pytest.mark.slow
-def test_every_kind_builds_installs_and_passes_its_checks(clean, tmp_path, monkeypatch, capsys):
+def test_every_kind_builds_installs_and_passes_its_checks(clean, build_wheels, tmp_path, monkeypatch, capsys):
     """All kinds beside each other in one clean environment, their tests in one pytest process."""
     monkeypatch.chdir(tmp_path)
     folders = []
@@ -34,7 +34,7 @@ def test_every_kind_builds_installs_and_passes_its_checks(clean, tmp_path, monke
         words = ["plugins", "new", f"my_{kind.value}", "--kind", kind.value, "--license", license, "--json"]
         assert main([*words, "--author", "A. Author <author@example.org>"]) == 0
         folders.append(tmp_path / json.loads(capsys.readouterr().out)["folder"])
-    clean.install(*folders)
+    clean.install(*build_wheels(*folders))
     tests = [folder / "tests" for folder in folders]
     done = clean.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", "--import-mode=importlib", *tests)
     passed = re.search(r"(\d+) passed", done.stdout)

@@ -288,9 +288,9 @@ print(json.dumps({
 
 
 @pytest.mark.slow
-def test_packages_written_against_api_1_keep_working(clean, copied):
+def test_packages_written_against_api_1_keep_working(clean, build_wheels, copied):
     """All sixteen kinds: load, pass their checks, and are of use: sampled, scored, timed, called, searched with."""
-    clean.install(*(copied(HERE / package) for package in FROZEN_SHA256))
+    clean.install(*build_wheels(*(copied(HERE / package) for package in FROZEN_SHA256)))
     (clean.folder / "frozen.toml").write_text(FROZEN_SEARCH, encoding="utf-8")
     found = last_json(clean.run("-c", FROZEN_USE).stdout)
     assert found["broken"] == []
