@@ -165,7 +165,7 @@ def compare_classes(theirs: Sequence[str], count: int, task: Task, label: str, s
     if sorted(mine) == sorted(other):
         raise MismatchError(
             f"{label} and the task have the same classes in another order: {', '.join(theirs)} and {', '.join(ours)}",
-            hint="Give the task the teacher's order of the labels.",
+            hint="Leave the task's option classes out: the teacher's order is taken then.",
         )
     if ours == tuple(map(str, range(count))):  # numbers stand for themselves
         return

@@ -409,7 +409,7 @@ def _check_finite(model: nn.Module, label: str) -> None:
                 f"{label}: {name} holds NaN or infinity in {str(parameter.dtype).removeprefix('torch.')}",
                 hint='Load it with dtype = "float32", or save it again: its file is broken.'
                 if parameter.dtype == torch.float16
-                else "Its file is broken.",
+                else "Its file is broken: save the model again, or take an earlier checkpoint.",
             )
 
 

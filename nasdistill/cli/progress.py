@@ -22,7 +22,7 @@ class Display:
     """A listener for search events; use it as a context manager.
 
     On a terminal the last lines show what goes on (a rung with a bar, the teacher's training, a phase of the set-up),
-    the running training, the best so far and the time left; elsewhere every finished step is one line.
+    the running training, the best so far and the time left; elsewhere every phase and every finished step is one line.
     """
 
     def __init__(self, live: bool | None = None) -> None:
@@ -84,7 +84,7 @@ class Display:
             # Off a terminal a long training would be silent; short ones need no line for every epoch.
             if not self._live and now - self._said >= _QUIET:
                 self._say(event.text)
-        elif event.text and event.kind != "phase" and (event.kind != "rung" or not self._live):
+        elif event.text and (event.kind not in ("phase", "rung") or not self._live):
             self._say(event.text)
 
     def _enter(self, stage: str, total: int, unit: str = "candidates") -> None:

@@ -239,7 +239,9 @@ class AutoDistiller(Diagnostic):
             rows += rows_of(nasdistill.load_run(path))
         if len(rows) < 10 or not any(len({row.get(name) for row in rows}) > 1 for name in FACTORS):
             raise UsageError(
-                f"{self.id}: {len(rows)} distilled students are too few to learn from, or all were distilled alike",
+                f"{self.id}: {len(rows)} distilled students are too few to learn from, it takes 10"
+                if len(rows) < 10
+                else f"{self.id}: all {len(rows)} students were distilled alike; there is no choice to learn about",
                 hint='Give runs of the space kd_pipeline: --set runs=\'["runs/a", "runs/b"]\'.',
             )
         trees, seed = self.options.trees, self.options.seed

@@ -67,7 +67,7 @@ def cut(
         counts = np.bincount(labels)
         raise DataError(
             f"{origin}: too few {what} to split off {share:.0%} of each class; the smallest class has "
-            f"{int(counts.min())} of {len(labels)} {what} ({one_line(error)})",
+            f"{int(counts.min())} of {len(labels)} {what} ({one_line(error).split('. ')[0]})",
             hint=f"Add {what}, or provide separate validation and test data.",
         ) from None
     return stay, taken

@@ -13,6 +13,7 @@ Metrics: ``accuracy``; ``f1``, of the second of two classes or of `positive`; ``
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -37,6 +38,9 @@ from nasdistill_tasks.text_rows import Part, find_parts, write_rows
 from nasdistill_tasks.text_store import Store
 from nasdistill_tasks.text_tables import LABELS, Columns, Table, find_columns
 from nasdistill_tasks.text_task import IGNORED, Progress, Samples, TextOptions, TextTask, store_of
+
+_SCORES = 20
+"""More different labels than this, of which some are fractions, are scores: half stars still count as classes."""
 
 METRICS = {
     "accuracy": Metric("accuracy"),
@@ -186,6 +190,13 @@ class TextClassification(TextTask):
         """Return the classes in their order, and check them against those that are given."""
         values = [str(value) for value in store.facts["values"]]
         whole = all(_is_whole(value) for value in values)
+        if len(values) > _SCORES and all(map(_is_number, values)) and not all(float(v).is_integer() for v in values):
+            raise DataError(
+                f"{part.origin}: the labels are {len(values)} different numbers, such as {values[0]}, which looks like "
+                "scores, not classes",
+                hint="Name the column of the classes in label_column, or cut the scores into classes. Scored pairs of "
+                "sentences are for --task sentence_similarity.",
+            )
         column = part.columns[0].label
         own = next((n for c, n in sorted(named) if column is not None and c == part.tables[0].columns[column]), None)
         if own is not None and whole:  # the data set names its numbers
@@ -228,7 +239,10 @@ class TextClassification(TextTask):
         present = np.bincount(labels, minlength=len(self._classes))
         if (present > 0).sum() < 2:
             name = self._classes[int(present.argmax())]
-            raise DataError(f"{origin}: all texts are of the class {name!r}; there is nothing to tell apart")
+            raise DataError(
+                f"{origin}: all texts are of the class {name!r}; there is nothing to tell apart",
+                hint="Add texts of the other classes. Is label_column the right one?",
+            )
         absent = [name for name, count in zip(self._classes, present, strict=True) if not count]
         if absent:
             note(f"{origin} has no text of {_listed(absent)}")
@@ -307,6 +321,13 @@ def _may_be_labels(cells: Sequence[str]) -> bool:
 
 def _is_whole(text: str) -> bool:
     return text.lstrip("-").isdigit() and text.lstrip("-").isascii()
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -173,7 +173,7 @@ def write_rows(
                 raise DataError(f"{part.origin}: more than {_MANY} different labels", hint=hint)
     count = writer.count("offsets") - 1
     if not count:
-        raise DataError(f"{part.origin} has no rows with text")
+        raise DataError(f"{part.origin} has no rows with text", hint="Is text_column the right one?")
     return {"values": list(values), "notes": row_notes(part.origin, count, cut, empty, max_length)}
 
 
@@ -207,7 +207,7 @@ def write_sentences(
         if part.has_labels:
             writer.append("scores", np.array([_number(row[3], row[0]) for row in kept], dtype=np.float64))
     if not count:
-        raise DataError(f"{part.origin} has no rows with text")
+        raise DataError(f"{part.origin} has no rows with text", hint="Is text_column the right one?")
     return {"notes": row_notes(part.origin, count, cut, empty, max_length)}
 
 

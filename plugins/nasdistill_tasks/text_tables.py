@@ -155,7 +155,7 @@ def open_table(
 
     first = next(read(), None)
     if first is None:
-        raise DataError(f"{path} is empty")
+        raise DataError(f"{path} is empty", hint="Was it written in full?")
     cells = [str(cell).strip() for cell in first[1]]
     if header is None:
         names = {name for name in asked if isinstance(name, str)}
@@ -354,7 +354,7 @@ def _json_lines(path: Path) -> Table:
 
     first = next(read(), None)
     if first is None:
-        raise DataError(f"{path} is empty")
+        raise DataError(f"{path} is empty", hint="Was it written in full?")
     columns = tuple(first[1])
 
     def rows() -> Iterator[tuple[int, Row]]:
@@ -374,7 +374,7 @@ def _parquet(path: Path) -> Table:
         with pyarrow.parquet.ParquetFile(path) as file:
             columns = tuple(file.schema_arrow.names)
             if file.metadata.num_rows == 0:
-                raise DataError(f"{path} is empty")
+                raise DataError(f"{path} is empty", hint="Was it written in full?")
     except DataError:
         raise
     except Exception as error:  # pyarrow raises many kinds

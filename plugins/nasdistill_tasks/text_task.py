@@ -106,8 +106,15 @@ class TextTask(Task):
         """Return the teacher's tokenizer, its vocabulary's size and a length that it takes.
 
         Raises:
-            MismatchError: `max_length` is given, and the teacher does not take so many tokens.
+            MismatchError: `max_length` is given, and the teacher does not take so many tokens; or it is a model of
+                transformers without a tokenizer, and the task was not told which to use.
         """
+        if teacher.library == "transformers" and teacher.tokenizer is None and "tokenizer" not in options:
+            raise MismatchError(  # ids of another tokenizer mean nothing to it, and nothing later would show that
+                "there is no tokenizer beside the teacher",
+                hint="Save it into the model's folder (tokenizer.save_pretrained), or name it in the task's options: "
+                f'tokenizer = "FOLDER", or "{CHARS}" for a model that was trained on this task\'s characters.',
+            )
         found: dict[str, Any] = {}
         limit, given = teacher.max_length, options.get("max_length")
         if limit is not None:

@@ -121,7 +121,9 @@ class BuiltinTeacher(Teacher):
         if task.io != builtin.io:
             raise MismatchError(
                 f"teacher {label} is made for {builtin.io} ({builtin.data}), but the task is {task.io}",
-                hint="Choose a teacher for this data: timm:NAME with weights, or torch:package.module:callable.",
+                hint="Choose a teacher for this data: hf:FOLDER, a model and its tokenizer that transformers saved."
+                if task.io.kind == "tokens"
+                else "Choose a teacher for this data: timm:NAME with weights, or torch:package.module:callable.",
             )
         own = self._own_task(builtin, task, label, say)
         plan = replace(builtin.plan, epochs=self.options.epochs or builtin.plan.epochs, seed=self.options.seed)

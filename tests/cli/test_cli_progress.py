@@ -184,7 +184,7 @@ def test_elsewhere_every_step_is_a_line(capsys: pytest.CaptureFixture[str]):
     lines = [line.partition("] ")[2] for line in err.splitlines()]
     assert lines == ["teacher  builtin:digits", "short: 4 candidates", "trial 7: 0.95", "0.97 at 0.4 ms"]
     Display(live=False)(Event("phase", "evaluating the teacher"))
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err.endswith("] evaluating the teacher\n")  # it may take a while
     assert "\x1b" not in err
 
 

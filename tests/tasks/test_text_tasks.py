@@ -285,7 +285,8 @@ def test_a_test_file_may_come_without_labels(tmp_path, prepared):
     ([], {}, DataError, "is empty"),
     ([("text", "label")], {"header": True}, DataError, "is empty|no rows|no text"),
     ([(f"text {i}", "one") for i in range(20)], {}, DataError, "all texts are of the class 'one'"),
-    ([*reviews(20), ("odd", "new")], {}, DataError, "too few texts to split off"),
+    ([*reviews(20), ("odd", "new")], {}, DataError, r"too few texts to split off .* is too few\)"),
+    ([("text", "label"), *((f"text {i}", i / 7) for i in range(30))], {}, DataError, "labels are 30 different numbers"),
     ([*reviews(), ("odd", "")], {"text_column": 0, "label_column": 1}, DataError, "line 41 has no label"),
     ([("a", "b", "c", "d")] * 9, {}, DataError, "which column holds the texts.*'0', '1', '2'"),
     (reviews(), {"vocabulary": 5}, MismatchError, "know 5 token ids, but the tokenizer chars has"),
@@ -516,6 +517,9 @@ def test_options_follow_from_the_teacher(words):
     assert CausalLM.adapted({"tokenizer": "chars"}, info) == {"max_length": 64}
     assert MaskedLM.adapted({}, TeacherInfo(max_length=512))["max_length"] == 128
     assert all(kind.adapted({}, TeacherInfo()) == {} for kind in TASKS)
+    with pytest.raises(MismatchError, match="no tokenizer beside the teacher") as caught:
+        CausalLM.adapted({}, TeacherInfo("transformers", {"vocab_size": 99}))
+    assert "tokenizer.save_pretrained" in str(caught.value.hint)
     with pytest.raises(MismatchError, match="max_length is 65, but the teacher takes at most 64"):
         TextClassification.adapted({"max_length": 65}, info)
 
