@@ -76,7 +76,7 @@ def settings(quick: bool, cifar: str) -> list[Setting]:
             "cifar10", cifar, (("augment", "shift_flip"),), "resnet_s0", resnet, 1 if quick else 12, 1 if quick else 24
         ),
         Setting("digits, few labels", "digits", (("labels", 0.02),), "conv_vit", vit, epochs),
-        Setting("digits, all labels", "digits", (), "conv_vit", vit, epochs),
+        Setting("digits, all labels", "digits", (), "conv_vit", vit, 1 if quick else epochs),
     ]
 
 

@@ -53,6 +53,13 @@ class Student(nn.Module):
         return logits
 
 
+def teacher() -> nn.Module:
+    """Return a teacher for 8 x 8 digits with random weights, the same in every process."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Student(64, 32, 10, "").eval()
+
+
 class FaultyOptions(ComponentOptions):
     """Options of `faulty`."""
 
