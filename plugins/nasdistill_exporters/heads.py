@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from nasdistill.interfaces import ExportRequest
@@ -103,6 +103,7 @@ class HfHead:
         forward: source of the method.
         pipeline: the hub's name for the task.
         config: keys of ``config.json`` that say what is answered.
+        code_config: keys that only a network of its own code needs.
         bases: base classes of the model.
     """
 
@@ -116,6 +117,7 @@ class HfHead:
     pipeline: str
     config: Callable[[ExportRequest], Mapping[str, Any]]
     bases: tuple[str, ...] = ("PreTrainedModel",)
+    code_config: Mapping[str, Any] = field(default_factory=dict)
 
 
 _TOKENS = "Token ids ``(B, N)`` and their mask to"
@@ -145,9 +147,8 @@ HEADS: dict[tuple[str, str], HfHead] = {
     ("tokens", "causal_lm"): HfHead(
         "AutoModelForCausalLM", "ForCausalLM", "A causal language model",
         f"{_TOKENS} logits ``(B, N, vocab_size)``.",
-        "input_ids", "CausalLMOutputWithPast", _CAUSAL, "text-generation",
-        lambda request: {**_vocabulary(request), "use_cache": False, "is_decoder": True},
-        ("PreTrainedModel", "GenerationMixin"),
+        "input_ids", "CausalLMOutputWithPast", _CAUSAL, "text-generation", _vocabulary,
+        ("PreTrainedModel", "GenerationMixin"), {"use_cache": False, "is_decoder": True},
     ),
 }  # fmt: skip
 """By kind of input and head."""

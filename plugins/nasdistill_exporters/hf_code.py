@@ -180,6 +180,7 @@ def _config(request: ExportRequest, source: ModelingSource, head: HfHead) -> dic
         },
         "dtype": "float32",
         **head.config(request),
+        **head.code_config,
         **source.sizes,
         **({"per_layer_config": per_layer} if per_layer else {}),
         "network": dict(source.config),

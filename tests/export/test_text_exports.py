@@ -125,6 +125,8 @@ def test_folders_open_where_nasdistill_is_not_and_answer_the_same(host, tmp_path
         todo.append([case, facts["auto"], facts["stock"] is None])
         card = (tmp_path / case / "README.md").read_text()
         assert ("trust_remote_code" in card) == (facts["stock"] is None)
+        config = json.loads((tmp_path / case / "config.json").read_text())
+        assert config.get("use_cache", True) == (case != "code-decoder")  # stock models keep keys when they generate
     command = [sys.executable, "-I", "-c", OPEN, str(tmp_path), json.dumps(todo)]
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
