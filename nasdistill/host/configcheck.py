@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from nasdistill.errors import ConfigError, NasdistillError, one_line
-from nasdistill.host.adapting import adapt_config
+from nasdistill.host.adapting import adapt_config, adapted_options, describe_teacher
 from nasdistill.host.importing import ISOLATED
 from nasdistill.spec.component import Kind, SearchSpaceSpec
 
@@ -58,7 +58,7 @@ def config_problems(config: RunConfig, host: Host, *, where: str) -> list[Nasdis
             if model is not None:
                 from nasdistill.spec.options import parse_options
 
-                parse_options(model, options, where=name)
+                parse_options(model, _following(config, host, kind, name, options), where=name)
         except NasdistillError as error:
             problem = type(error)(f"{where}: {place} {error.message}", hint=error.hint)
             problem.__cause__ = error.__cause__
@@ -74,6 +74,19 @@ def config_problems(config: RunConfig, host: Host, *, where: str) -> list[Nasdis
         except NasdistillError as error:
             problems.append(type(error)(f"{where}: {error.message}", hint=error.hint))
     return problems
+
+
+def _following(config: RunConfig, host: Host, kind: Kind, name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return a space's options with what follows from the teacher: a width is judged by the teacher's, not a default's.
+
+    Where nothing can be said of the teacher, or the space does not take it, they are as they stand.
+    """
+    if kind is not Kind.SEARCH_SPACE or not options:
+        return options
+    try:
+        return adapted_options(host, name, options, describe_teacher(config, host))
+    except NasdistillError:
+        return options
 
 
 def _adapted(config: RunConfig, host: Host, where: str) -> RunConfig | None:

@@ -41,7 +41,12 @@ def read_source(
                 return image_files.read_zip(path, form, progress)
             if suffix == ".parquet":
                 return tables.read_table(path, form, progress, image_column=image_column, label_column=label_column)
-            raise DataError(f"cannot tell what {path} is", hint="Data is a folder, or a .zip, .npz or .parquet file.")
+            text = suffix in (".tsv", ".csv", ".jsonl", ".ndjson", ".txt")
+            raise DataError(
+                f"cannot tell what {path} is",
+                hint="Images are read from a folder, or a .zip, .npz or .parquet file."
+                + (" For text say what the models do, such as --task text_classification." if text else ""),
+            )
     except OSError as error:
         raise DataError(f"cannot read {path}: {error}") from None
     known = did_you_mean(data, ["digits"]) if "/" not in data else ""

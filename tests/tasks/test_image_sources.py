@@ -298,8 +298,9 @@ def test_encrypted_zip_entry(tmp_path):
 
 def test_other_suffix_and_missing_path(tmp_path):
     (tmp_path / "x.csv").write_text("1,2")
-    with pytest.raises(DataError, match=r"cannot tell what .*x.csv is"):
+    with pytest.raises(DataError, match=r"cannot tell what .*x.csv is") as caught:
         load(tmp_path / "x.csv")
+    assert "--task text_classification" in str(caught.value.hint)
     with pytest.raises(DataError, match="there is no data at"):
         load(tmp_path / "none")
 

@@ -17,8 +17,10 @@ from nasdistill.bridge.random_models import random_model, save_random_model
 from nasdistill.bridge.tokenizers import load_tokenizer, text_info, vocabulary_sha256
 from nasdistill.bridge.transformers import quiet
 from nasdistill.errors import DataError, MismatchError, UsageError
+from nasdistill.host.configcheck import config_problems
 from nasdistill.interfaces import TextInfo
 from nasdistill.spec.component import Kind
+from nasdistill.spec.config import parse_config
 
 ENCODERS = ("bert", "roberta", "electra")
 DECODERS = ("gpt2", "llama", "qwen2")
@@ -473,3 +475,13 @@ def test_pixels_are_compared(opened, saved, digits, tmp_path):
         (folder / "preprocessor_config.json").write_text(json.dumps(record))
         _, lines = opened(folder, digits)
         assert any("was trained with mean [0.9]" in line for line in lines) == warned
+
+
+def test_the_options_of_a_space_are_judged_by_the_teachers_sizes(host, saved):
+    """A width that the default teacher of the space does not have is one of this teacher's."""
+    folder = saved("bert", "classes", hidden_size=96, num_attention_heads=3)
+    for width, says in ((96, []), (192, ["hidden = 192 is more than the teacher's 96"])):
+        values = {"task": {"name": "text_classification"}, "teacher": {"name": f"hf:{folder}"}}
+        values["space"] = [{"name": "encoder", "options": {"hidden": [width]}}]
+        found = config_problems(parse_config(values, where="test"), host, where="x")
+        assert [part for part, problem in zip(says, found, strict=True) if part not in str(problem)] == []
