@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ def export_onnx(
         model: the network.
         example: positional inputs; their shapes are fixed in the graph.
         path: the file.
-        dynamo: by ``torch.export``, which covers more (2-5 s a network), instead of TorchScript (0.1-0.5 s).
+        dynamo: by ``torch.export``, which covers more (1-4 s a network), instead of TorchScript (0.1-0.5 s).
         opset: of the graph.
         inputs: names of the inputs; ``input_0 ...`` by default.
         outputs: names of the outputs; the exporter's by default.
@@ -51,11 +52,12 @@ def export_onnx(
         if dynamo:
             axes = {0: torch.export.Dim("batch")} if any_batch else {}
             axes |= {1: torch.export.Dim("tokens", min=2)} if any_length else {}
-            torch.onnx.export(
-                model, tuple(example), path, dynamo=True, opset_version=opset, input_names=names,
-                output_names=list(outputs) or None, external_data=False, verbose=False,
-                dynamic_shapes=tuple(dict(axes) for _ in example) if axes else None,
-            )  # fmt: skip
+            with _kept_operators():
+                torch.onnx.export(
+                    model, tuple(example), path, dynamo=True, opset_version=opset, input_names=names,
+                    output_names=list(outputs) or None, external_data=False, verbose=False,
+                    dynamic_shapes=tuple(dict(axes) for _ in example) if axes else None,
+                )  # fmt: skip
         else:
             named = {name: {0: "batch"} for name in (*names, *outputs)} if any_batch else {}
             for name in names if any_length else ():
@@ -65,6 +67,38 @@ def export_onnx(
                     model, tuple(example), path, dynamo=False, opset_version=opset, input_names=names,
                     output_names=list(outputs) or None, do_constant_folding=True, dynamic_axes=named or None,
                 )  # fmt: skip
+
+
+_OPERATORS: dict[Any, Any] = {}
+"""Tables of operators, by what torch was asked for and whether torchvision's operators were there."""
+
+
+@contextlib.contextmanager
+def _kept_operators() -> Iterator[None]:
+    """Let torch use one table of ONNX operators for all exports in here.
+
+    It builds the table anew for each, which takes longer than a small network does, and changes it only for operators
+    that a caller brings, as we do not. The class is private: where it is another, all is left as it is.
+    """
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        original = vars(ONNXRegistry)["from_torchlib"]
+    except (ImportError, KeyError):
+        yield
+        return
+
+    def from_torchlib(cls: Any, *args: Any, **more: Any) -> Any:
+        key = (cls, args, tuple(more.items()), "torchvision" in sys.modules)
+        if key not in _OPERATORS:
+            _OPERATORS[key] = original.__get__(None, cls)(*args, **more)
+        return _OPERATORS[key]
+
+    ONNXRegistry.from_torchlib = classmethod(from_torchlib)  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        ONNXRegistry.from_torchlib = original  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager
