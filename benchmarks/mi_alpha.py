@@ -188,6 +188,7 @@ def wins(ours: list[float], theirs: list[float]) -> float:
 def main() -> None:
     options = parser(__doc__.splitlines()[0], seeds=8)
     options.add_argument("--weight", type=float, default=1.0, metavar="W", help="of every loss (default 1)")
+    options.add_argument("--part", choices=("estimator", "digits"), help="one of the two parts alone")
     args = options.parse_args()
     start(args)
     host = Host.load(third_party=False)
@@ -195,7 +196,7 @@ def main() -> None:
     truths = (2, 6) if args.quick else (2, 4, 6, 8, 10)
     steps, epochs, repeats = ((20, 10), 1, 1) if args.quick else ((2000, 500), 40, min(2, args.seeds))
     rows: list[dict[str, Any]] = []
-    for bound, (name, chosen) in BOUNDS.items():
+    for bound, (name, chosen) in BOUNDS.items() if args.part != "digits" else ():
         with timed(bound):
             for nats in truths:
                 runs = [estimate(host, name, chosen, float(nats), seed, steps) for seed in range(repeats)]
@@ -208,7 +209,7 @@ def main() -> None:
                     }
                 )  # fmt: skip
     found: list[dict[str, Any]] = []
-    for seed in seeds:
+    for seed in seeds if args.part != "estimator" else ():
         with timed(f"digits, seed {seed}"):
             found += distil(host, seed, epochs, args.weight)
 
