@@ -7,6 +7,7 @@ is refused. No code that lies beside a model is ever run.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,3 +139,31 @@ def _own_code(folder: Path) -> bool:
         return False
     named = config.get("auto_map") if isinstance(config, dict) else None
     return isinstance(named, dict) and "AutoTokenizer" in named and not (folder / "tokenizer.json").is_file()
+
+
+def save_characters(vocabulary: Mapping[str, int], folder: Path, *, framed: bool) -> None:
+    """Write a tokenizer whose tokens are single characters, as ``AutoTokenizer.from_pretrained`` reads it.
+
+    Args:
+        vocabulary: token -> id: ``<pad> <unk> <cls> <sep> <mask>`` and the characters.
+        folder: where to.
+        framed: put ``<cls>`` before and ``<sep>`` after each text.
+    """
+    prepare_imports()
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.WordLevel(dict(vocabulary), unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    made.decoder = decoders.Fuse()
+    if framed:
+        ends = [(name, vocabulary[name]) for name in ("<cls>", "<sep>")]
+        made.post_processor = processors.TemplateProcessing(
+            single="<cls> $A <sep>", pair="<cls> $A <sep> $B:1 <sep>:1", special_tokens=ends
+        )
+    wrapped: Any = PreTrainedTokenizerFast
+    wrapped(
+        tokenizer_object=made, pad_token="<pad>", unk_token="<unk>", cls_token="<cls>", sep_token="<sep>",
+        mask_token="<mask>", padding_side="right", clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    ).save_pretrained(str(folder))  # fmt: skip

@@ -33,6 +33,7 @@ class ExportRequest:
         folder: an empty folder to fill; it takes its final name when the exporter has returned.
         space: the space that built the model, with the options it was built with.
         name: the student's name.
+        assets: folder with what serving needs beside the weights (a tokenizer); None when there is nothing.
     """
 
     model: nn.Module
@@ -43,6 +44,7 @@ class ExportRequest:
     folder: Path
     space: SearchSpace
     name: str = "student"
+    assets: Path | None = None
 
 
 class Exporter(Component, ABC):

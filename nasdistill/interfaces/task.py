@@ -122,6 +122,12 @@ class Task(Component, ABC):
         """
         return ()
 
+    def write_assets(self, folder: Path) -> None:
+        """Write into an empty folder the files that serving a student needs beside its weights (a tokenizer).
+
+        They are kept with the run and with every saved student, so that these can be moved. Nothing by default.
+        """
+
     @abstractmethod
     def size(self, split: Split) -> int:
         """Return the number of samples of a split."""

@@ -18,7 +18,7 @@ from nasdistill.search.result import build_result, front_of, student_id
 from nasdistill.spec.architecture import Architecture
 from nasdistill.spec.component import Kind
 from nasdistill.spec.config import RunConfig, parse_config
-from nasdistill.store import RunDirectory, read_io, read_record
+from nasdistill.store import ASSETS, RunDirectory, read_io, read_record
 
 
 class Run:
@@ -84,6 +84,12 @@ class Run:
     def metric(self) -> dict[str, Any]:
         """``name``, ``higher_is_better`` and ``unit`` of the scores."""
         return dict(self._teacher.get("metric") or {})
+
+    @property
+    def samples(self) -> int | None:
+        """How many training samples its task has; None where an earlier version did not record it."""
+        found = self._table("task.json").get("samples")
+        return found if isinstance(found, int) else None
 
     @property
     def result(self) -> dict[str, Any]:
@@ -246,8 +252,9 @@ class Run:
                 raise UsageError(f"{folder} holds another architecture than trial {candidate.number} of its run")
             digest = record.provenance.get("weights_sha256")
             return Source(
-                record.io, record.space_options, record.provenance, folder / "model.safetensors", digest, plugins
-            )
+                record.io, record.space_options, record.provenance, folder / "model.safetensors", digest, plugins,
+                folder / ASSETS,
+            )  # fmt: skip
         return Source(
             self._io(),
             self._space_options(arch.space),
@@ -255,6 +262,7 @@ class Run:
             self._directory.weights(candidate.number, candidate.epochs),
             self._digest(candidate, outcome),
             plugins,
+            self.path / ASSETS,
         )
 
     def _io(self) -> Any:

@@ -17,7 +17,7 @@ from nasdistill.library.building import build_network, open_space
 from nasdistill.spec.architecture import Architecture
 from nasdistill.spec.io import IOSpec
 from nasdistill.spec.measurement import TargetReport
-from nasdistill.store import load_weights, read_record
+from nasdistill.store import ASSETS, load_weights, read_record
 
 if TYPE_CHECKING:
     from nasdistill.interfaces import SearchSpace
@@ -34,6 +34,7 @@ class Source:
         weights: the file.
         weights_sha256: the file's hash; None where none was recorded.
         plugins: the plugins that were there (`plugin`, `distribution`, `version`).
+        assets: folder of what serving it needs beside the weights; it may be missing.
     """
 
     io: IOSpec
@@ -42,6 +43,7 @@ class Source:
     weights: Path
     weights_sha256: str | None
     plugins: Sequence[Mapping[str, Any]] = ()
+    assets: Path | None = None
 
 
 class Student:
@@ -112,8 +114,9 @@ class Student:
         short = record.architecture.id[:6]
         first = facts.get("primary_target")
         source = Source(
-            record.io, record.space_options, facts, path / "model.safetensors", facts.get("weights_sha256"), plugins
-        )
+            record.io, record.space_options, facts, path / "model.safetensors", facts.get("weights_sha256"), plugins,
+            path / ASSETS,
+        )  # fmt: skip
         return cls(
             id=short if trial is None else f"{trial:04d}-{short}",
             architecture=record.architecture,
@@ -158,6 +161,12 @@ class Student:
     def preprocessing(self) -> dict[str, Any]:
         """How stored data becomes its input; empty where the task did not say."""
         return dict((self._source.provenance.get("task") or {}).get("preprocessing") or {})
+
+    @property
+    def assets(self) -> Path | None:
+        """Folder of what serving it needs beside the weights (a tokenizer); None when there is nothing."""
+        folder = self._source.assets
+        return folder if folder is not None and folder.is_dir() else None
 
     # ---- the network ----------------------------------------------------------------------------------------------
 

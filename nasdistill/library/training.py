@@ -27,13 +27,13 @@ from nasdistill.host import Host
 from nasdistill.interfaces import Recipe, SearchSpace
 from nasdistill.interfaces.recipe import TEACHER, Origin
 from nasdistill.library.students import Student
-from nasdistill.search.facts import software, task_facts
+from nasdistill.search.facts import software, task_facts, write_assets
 from nasdistill.search.parts import Parts, choose_device, create_components, open_parts, parameter_count
 from nasdistill.seeds import derive_seed, seeded
 from nasdistill.spec.architecture import Architecture
 from nasdistill.spec.component import Kind
 from nasdistill.spec.config import RunConfig
-from nasdistill.store import save_student, weights_hash
+from nasdistill.store import ASSETS, save_student, weights_hash
 
 FORMAT = "nasdistill.distillation"
 FORMAT_VERSION = 1
@@ -183,6 +183,7 @@ def distill_architecture(
             "state_sha256": weights_hash(model),
         }
         options = space.options.model_dump(mode="json")
+        write_assets(task, out / ASSETS)
         save_student(out, model, arch, task.io, facts, space_options=options)
         result = {
             "student": ".",

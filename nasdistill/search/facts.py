@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from nasdistill._version import __version__
+from nasdistill.files import atomic_folder
 from nasdistill.host import Host
 from nasdistill.interfaces import Task
 from nasdistill.spec.config import RunConfig
@@ -19,7 +21,18 @@ def task_facts(config: RunConfig, task: Task) -> dict[str, Any]:
         "io": task.io.to_json(),
         "metric": {"name": metric.name, "higher_is_better": metric.higher_is_better, "unit": metric.unit},
         "preprocessing": dict(task.preprocessing),
+        "samples": task.size("train"),
     }
+
+
+def write_assets(task: Task, folder: Path) -> None:
+    """Write what a task's students need beside their weights, complete or not at all; no folder where it is nothing."""
+    if folder.exists():
+        return
+    with atomic_folder(folder) as temporary:
+        task.write_assets(temporary)
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def software(host: Host) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from nasdistill.interfaces import Candidate
 from nasdistill.measure import count_macs, environment
 from nasdistill.search.baselines import record_baselines
 from nasdistill.search.events import Event, Listener, many, silent
-from nasdistill.search.facts import software, task_facts
+from nasdistill.search.facts import software, task_facts, write_assets
 from nasdistill.search.opening import (
     check_files,
     check_frozen,
@@ -52,7 +52,7 @@ from nasdistill.search.study import Proposals, set_aside_damaged
 from nasdistill.search.work import StopSearch
 from nasdistill.search.workers import Orders, Workers
 from nasdistill.spec.config import RunConfig
-from nasdistill.store import RunDirectory, save_student, weights_hash
+from nasdistill.store import ASSETS, RunDirectory, save_student, weights_hash
 
 _EPOCH = re.compile(r"\bepoch (\d+) of (\d+)\b")
 """How a teacher that is being trained names its progress (see :meth:`nasdistill.interfaces.Teacher.open`)."""
@@ -203,6 +203,7 @@ def _set_up(run: RunDirectory, components: Components, config: RunConfig, listen
     plugins = [plugin.origin() for plugin in components.host.plugins() if plugin.state == "loaded"]
     run.write("environment.json", {**environment(), "plugins": plugins})
     task, teacher = parts.task, parts.teacher
+    write_assets(task, run.path / ASSETS)
     run.write("task.json", task_facts(config, task))
     result = evaluate(teacher.model, task, "validation")
     metric = task.metric
@@ -380,7 +381,10 @@ def save_front_member(run: RunDirectory, session: Session, candidate: Candidate,
         "state_sha256": weights_hash(model),
     }
     options = space.options.model_dump(mode="json")
-    save_student(run.student(student_id(candidate)), model, arch, parts.task.io, provenance, space_options=options)
+    save_student(
+        run.student(student_id(candidate)), model, arch, parts.task.io, provenance, space_options=options,
+        assets=run.path / ASSETS,
+    )  # fmt: skip
 
 
 def _record_teacher(run: RunDirectory, session: Session) -> None:

@@ -2,6 +2,7 @@
 
 from nasdistill.store.rundir import RunDirectory
 from nasdistill.store.students import (
+    ASSETS,
     StudentRecord,
     load_weights,
     read_io,
@@ -13,6 +14,6 @@ from nasdistill.store.students import (
 )
 
 __all__ = [
-    "RunDirectory", "StudentRecord", "load_weights", "read_io", "read_record", "read_student", "save_student",
+    "ASSETS", "RunDirectory", "StudentRecord", "load_weights", "read_io", "read_record", "read_student", "save_student",
     "save_weights", "weights_hash",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ from nasdistill.errors import UsageError
 from nasdistill.files import atomic_path, content_hash, file_hash, read_json, write_json
 from nasdistill.spec.architecture import Architecture
 from nasdistill.spec.io import IOSpec
+
+ASSETS = "assets"
+"""Folder of a run and of a student for what serving needs beside the weights (a tokenizer)."""
 
 
 def save_weights(model: nn.Module, path: Path) -> str:
@@ -71,6 +75,7 @@ def save_student(
     provenance: dict[str, Any],
     *,
     space_options: Mapping[str, Any] | None = None,
+    assets: Path | None = None,
 ) -> None:
     """Write a student folder; `provenance.json` comes last, so a folder that has it is complete.
 
@@ -82,9 +87,12 @@ def save_student(
         provenance: where it comes from, JSON-able.
         space_options: options of its space where they are not the defaults of this version; they decide what is built
             as the architecture does.
+        assets: a folder of what serving it needs beside the weights, copied; None or missing when there is none.
     """
     described = {**architecture.to_json(), "io": io.to_json(), "space_options": dict(space_options or {})}
     write_json(folder / "architecture.json", described)
+    if assets is not None and assets.is_dir():
+        shutil.copytree(assets, folder / ASSETS, dirs_exist_ok=True)
     digest = save_weights(model, folder / "model.safetensors")
     facts = {**provenance, "architecture_sha256": content_hash(described), "weights_sha256": digest}
     write_json(folder / "provenance.json", facts)

@@ -78,7 +78,11 @@ def rows_of(run: Any) -> list[Row]:
         params = student.architecture.params
         own = {name: params[f"kd.{name}"] for name in FACTORS if f"kd.{name}" in params}
         features = task_features(
-            student.io, samples=None, score=teacher["score"], teacher=teacher.get("params"), student=student.params
+            student.io,
+            samples=run.samples,
+            score=teacher["score"],
+            teacher=teacher.get("params"),
+            student=student.params,
         )
         found.append({**(own or configured(config)), **features, "ratio": ratio})
     return [row for row in found if math.isfinite(row["ratio"])]

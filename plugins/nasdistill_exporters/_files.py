@@ -31,6 +31,14 @@ def write_tensors(state: Mapping[str, Tensor], path: Path) -> str:
     return file_hash(path)
 
 
+def copy_assets(request: ExportRequest, folder: Path) -> bool:
+    """Copy what serving needs beside the weights into a folder; return whether there was anything."""
+    if request.assets is None:
+        return False
+    shutil.copytree(request.assets, folder, dirs_exist_ok=True)
+    return True
+
+
 @contextlib.contextmanager
 def complete_or_empty(folder: Path) -> Iterator[None]:
     """Empty a folder again when what writes into it fails."""

@@ -49,9 +49,16 @@ def _usage(request: ExportRequest, head: HfHead, preprocessing: Mapping[str, Any
         code = [f"from transformers import {head.auto}", "", 'folder = "path/to/this/folder"', f"model = {opening}"]
         code += [f"logits = model(torch.zeros(1, {size})).logits"]
     else:
-        code = [f"from transformers import {head.auto}, AutoTokenizer", "", 'folder = "path/to/this/folder"']
-        code += ["tokenizer = AutoTokenizer.from_pretrained(folder)", f"model = {opening}"]
-        code += ['inputs = tokenizer(["a text", "another one"], padding=True, return_tensors="pt")']
+        known = (request.folder / "tokenizer_config.json").exists()
+        names = f"{head.auto}, AutoTokenizer" if known else head.auto
+        code = [f"from transformers import {names}", "", 'folder = "path/to/this/folder"', f"model = {opening}"]
+        if known:
+            code += ["tokenizer = AutoTokenizer.from_pretrained(folder)"]
+            code += ['inputs = tokenizer(["a text", "another one"], padding=True, return_tensors="pt")']
+        else:
+            length = request.io.shape[0]
+            code += [f"ids = torch.zeros(1, {length}, dtype=torch.long)  # of the tokenizer that was trained with"]
+            code += ['inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}']
         code += ['outputs = model(inputs["input_ids"], attention_mask=inputs["attention_mask"])']
         code += (
             ["embeddings = outputs.pooler_output" if trust else "hidden = outputs.last_hidden_state"]

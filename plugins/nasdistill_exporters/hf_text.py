@@ -6,7 +6,7 @@ from nasdistill.bridge.tokenizers import load_tokenizer
 from nasdistill.errors import NasdistillError, one_line
 from nasdistill.files import write_json
 from nasdistill.interfaces import ExportRequest
-from nasdistill_exporters._files import answer
+from nasdistill_exporters._files import answer, copy_assets
 from nasdistill_exporters.heads import preprocessing
 
 
@@ -15,7 +15,9 @@ def write_text_files(request: ExportRequest) -> list[str]:
     notes = []
     known = preprocessing(request)
     source = known.get("tokenizer")
-    if not source:
+    if copy_assets(request, request.folder):
+        pass
+    elif not source:
         notes.append("no tokenizer is recorded with the student, so the folder has none")
     else:
         try:

@@ -27,7 +27,7 @@ from nasdistill.bridge.onnx import OPSET, export_onnx
 from nasdistill.errors import TrialFailure, one_line
 from nasdistill.interfaces import Example, Exporter, ExportRequest
 from nasdistill.spec.options import ComponentOptions
-from nasdistill_exporters._files import BATCHES, answer, told, trial_inputs
+from nasdistill_exporters._files import BATCHES, answer, copy_assets, told, trial_inputs
 
 
 class OnnxOptions(ComponentOptions):
@@ -75,6 +75,7 @@ class OnnxFile(Exporter):
                 failures.append((exporter, error))
                 path.unlink(missing_ok=True)
             else:
+                copy_assets(request, request.folder / "assets")
                 return {
                     "exporter": exporter,
                     "opset": self.options.opset,

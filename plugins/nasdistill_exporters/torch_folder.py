@@ -11,7 +11,7 @@ from typing import Any
 
 from nasdistill.files import content_hash, write_json
 from nasdistill.interfaces import Exporter, ExportRequest
-from nasdistill_exporters._files import write_tensors
+from nasdistill_exporters._files import copy_assets, write_tensors
 
 
 class TorchFolder(Exporter):
@@ -25,6 +25,7 @@ class TorchFolder(Exporter):
             "space_options": request.space.options.model_dump(mode="json"),
         }
         write_json(request.folder / "architecture.json", described)
+        copy_assets(request, request.folder / "assets")
         digest = write_tensors(request.model.state_dict(), request.folder / "model.safetensors")
         facts = {**request.provenance, "architecture_sha256": content_hash(described), "weights_sha256": digest}
         write_json(request.folder / "provenance.json", facts)

@@ -176,6 +176,11 @@ class TextTask(Task):
             "inputs": list(self.io.input_names),
         }
 
+    def write_assets(self, folder: Path) -> None:
+        """Write the tokenizer as ``AutoTokenizer.from_pretrained`` reads it."""
+        self._must_be_ready()
+        self._encoder.save(folder)
+
     def size(self, split: Split) -> int:
         """Return the number of samples of a split."""
         return len(self._lengths(split))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -76,6 +77,9 @@ class Encoder(Protocol):
     def facts(self) -> dict[str, Any]:
         """Return what a user needs to make the same ids, as JSON."""
 
+    def save(self, folder: Path) -> None:
+        """Write a tokenizer of transformers that makes the same ids."""
+
 
 class Characters:
     """See :class:`Encoder` and the module's text.
@@ -138,6 +142,12 @@ class Characters:
     def facts(self) -> dict[str, Any]:
         """Return the vocabulary: special tokens first, then the characters."""
         return {"tokenizer": CHARS, "special_tokens": list(self.SPECIAL), "characters": self.letters}
+
+    def save(self, folder: Path) -> None:
+        """Write a tokenizer of transformers that makes the same ids."""
+        from nasdistill.bridge.tokenizers import save_characters
+
+        save_characters(self.vocabulary, folder, framed=bool(self.prefix))
 
 
 def letters_of(texts: Iterable[str]) -> str:
@@ -220,6 +230,10 @@ class Pretrained:
     def facts(self) -> dict[str, Any]:
         """Return the tokenizer's source and the hash of its vocabulary."""
         return {"tokenizer": self.source, "vocabulary_sha256": self._info.vocabulary_sha256}
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer."""
+        self._tokenizer.save_pretrained(str(folder))
 
     def _call(self, texts: list[str], **how: Any) -> list[list[int]]:
         found: list[list[int]] = self._tokenizer(

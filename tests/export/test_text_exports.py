@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from nasdistill.errors import TrialFailure
 from nasdistill.interfaces import ExportRequest
+from nasdistill.library import load_student
 from nasdistill.spec.component import Kind
 from nasdistill.spec.io import IOSpec
+from nasdistill.store import save_student
 
 VOCABULARY, LENGTH = 40, 10
 OPEN = """
@@ -185,3 +188,24 @@ def test_onnx_serves_any_batch_and_length(host, tmp_path, case):
     assert list(facts["inputs"]) == ["input_ids", "attention_mask"]
     assert facts["inputs"]["input_ids"]["shape"] == ["batch", "tokens"]
     assert facts["parity"]["max_rel"] < 1e-5
+
+
+def test_a_students_own_tokenizer_comes_along_wherever_the_teachers_folder_is(host, tmp_path):
+    assets = tokenizer(tmp_path / "assets")
+    gone = {"task": {"preprocessing": {"tokenizer": "/nowhere", "max_length": 16}}}
+    request = replace(student(host, "stock-classes", tmp_path / "a", gone), assets=assets)
+    facts = host.create(Kind.EXPORTER, "hf").export(request)
+    assert "notes" not in facts
+    assert (tmp_path / "a" / "tokenizer.json").is_file()
+    assert "AutoTokenizer" in (tmp_path / "a" / "README.md").read_text()
+    bare = student(host, "stock-classes", tmp_path / "b", gone)
+    assert "cannot be read here" in host.create(Kind.EXPORTER, "hf").export(bare)["notes"][0]
+    assert "AutoTokenizer" not in (tmp_path / "b" / "README.md").read_text()
+    folder = tmp_path / "saved"
+    save_student(folder, request.model, request.architecture, request.io, {}, assets=assets)
+    opened = load_student(folder, host=host)
+    assert opened.assets is not None
+    assert (opened.assets / "tokenizer.json").read_bytes() == (assets / "tokenizer.json").read_bytes()
+    (tmp_path / "c").mkdir()
+    host.create(Kind.EXPORTER, "torch").export(replace(request, folder=tmp_path / "c"))
+    assert (tmp_path / "c" / "assets" / "tokenizer.json").is_file()

@@ -19,7 +19,7 @@ from torch import nn
 
 from nasdistill.bridge.transformers import TokenModel
 from nasdistill.errors import ArchitectureError, ConfigError, MismatchError
-from nasdistill.interfaces import Batch
+from nasdistill.interfaces import Batch, ModelGeometry
 from nasdistill.interfaces.info import TeacherInfo
 from nasdistill.spec.component import Kind
 from nasdistill.spec.io import IOSpec
@@ -694,3 +694,11 @@ def test_unknown_variants_are_refused(host, variant):
         space = made(host, GPT2, attention=["softmax", variant])
         with pytest.raises(ArchitectureError, match=variant):
             space.build(space.architecture({"layer00.attention": variant}), IO)
+
+
+def test_losses_pair_layers_with_those_that_weights_come_from(host):
+    space = made(host, GPT2)
+    for depth in {axis.name: axis.choices for axis in space.axes()}["layers"]:
+        arch = space.architecture({"layers": depth})
+        found = space.layer_map(arch, ModelGeometry({}, layers=4))
+        assert found == {**dict(enumerate(spread(depth, 4))), depth - 1: 3}

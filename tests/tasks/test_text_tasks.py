@@ -564,3 +564,29 @@ def test_text_info_and_preprocessing(prepared, words):
     assert task.preprocessing["classes"] == ["negative", "positive"]
     ids, mask = task.example(3)
     assert ids.shape == mask.shape == (3, *task.io.shape)
+
+
+@pytest.mark.parametrize("kind", [TextClassification, CausalLM])
+def test_the_characters_are_saved_as_a_tokenizer_that_makes_the_same_ids(prepared, tmp_path, kind):
+    from nasdistill.bridge.tokenizers import load_tokenizer
+
+    task = prepared(kind)
+    task.write_assets(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path))
+    text = "Ein  Satz,\nmit \u2603 und a.b "
+    encoder = task._encoder
+    [ours] = encoder.encode([text], None, 64).ids
+    assert tokenizer(text)["input_ids"] == ours.tolist()
+    assert tokenizer.pad_token_id == encoder.pad_id
+    assert tokenizer.decode(encoder.plain(["a b"])[0]) == "a b"
+    if encoder.prefix:
+        [pair] = encoder.encode(["ab"], ["cd"], 64).ids
+        assert tokenizer("ab", "cd")["input_ids"] == pair.tolist()
+
+
+def test_a_tokenizer_of_transformers_is_written_with_the_students(prepared, words, tmp_path):
+    from nasdistill.bridge.tokenizers import load_tokenizer, vocabulary_sha256
+
+    task = prepared(TextClassification, tokenizer=words)
+    task.write_assets(tmp_path)
+    assert vocabulary_sha256(load_tokenizer(str(tmp_path))) == task.text.vocabulary_sha256

@@ -36,6 +36,7 @@ from nasdistill.interfaces import (
     Batch,
     Example,
     InheritReport,
+    ModelGeometry,
     ModelingSource,
     SearchSpace,
     StockModel,
@@ -45,7 +46,7 @@ from nasdistill.spec.architecture import Architecture, Axis, Value
 from nasdistill.spec.component import Kind
 from nasdistill.spec.io import Cost, IOSpec
 from nasdistill_spaces.decoder.families import read_teacher, sizes_of, stock_config, to_stock
-from nasdistill_spaces.decoder.inherit import add_residuals, choose, score_parts, slicing_plan
+from nasdistill_spaces.decoder.inherit import add_residuals, choose, score_parts, slicing_plan, spread
 from nasdistill_spaces.decoder.model import DecoderNet, DecoderShape, parameter_count
 from nasdistill_spaces.decoder.options import DecoderOptions
 from nasdistill_spaces.decoder.standalone import decoder
@@ -269,6 +270,18 @@ class Decoder(SearchSpace):
             for layer in range(shape.layers)
         }
         return ModelingSource(decoder, {**config, "attention_options": options}, parts, sizes, per_layer)
+
+    def layer_map(self, arch: Architecture, teacher: ModelGeometry) -> dict[int, int]:
+        """Return the teacher's layers as weights are inherited without calibration: spread, the last on the last.
+
+        With calibration the layers that matter are kept instead, which is not known here, before any data is seen.
+        """
+        depth = self.depth(arch)
+        if depth < 1 or teacher.layers < 1:
+            return {}
+        if depth > teacher.layers:
+            return super().layer_map(arch, teacher)
+        return {**dict(enumerate(spread(depth, teacher.layers))), depth - 1: teacher.layers - 1}
 
     def inherit(
         self, student: nn.Module, arch: Architecture, teacher: nn.Module, *, calibration: Sequence[Batch] = ()
