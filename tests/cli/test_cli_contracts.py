@@ -41,8 +41,9 @@ ELSEWHERE = (
     "compare RUN RUN_OR_STUDENT ...",
     "export RUN_OR_STUDENT DIR --to FORMAT",
     "distill ARCH --epochs N --out DIR",
+    "diagnose DIAGNOSTIC ...",
 )
-"""Headings of commands that need a run or a student, with a test in tests/report and tests/library."""
+"""Headings of commands that need a run or a student, with a test in tests/report, tests/library, tests/diagnostics."""
 
 
 def documented(heading: str) -> dict[str, str]:

@@ -80,6 +80,7 @@ def test_runs_are_read_and_the_command_prints_what_was_learned(host, tmp_path, c
     )  # fmt: skip
     found = json.loads(capsys.readouterr().out)
     assert code == 0
+    assert list(found) == ["diagnostic", "values", "tables", "figures", "text"]  # as docs/contracts.md says
     assert found["values"]["rows"] >= 10
     assert len(found["tables"]["recommended"]) == 3
     assert {row["factor"] for row in found["tables"]["importance"]} <= set(FACTORS)

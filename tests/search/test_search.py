@@ -537,7 +537,7 @@ def test_an_interrupt_keeps_what_is_finished(digits, tmp_path):
         ({"teacher": {"name": "resnet18"}}, UsageError, "Did you mean 'timm:resnet18'?"),
         ({"teacher": {"name": "resnt18"}}, UsageError, "Did you mean 'timm:resnet18' or "),
         ({"teacher": {"name": "digits"}}, UsageError, "Did you mean 'builtin:digits'?"),
-        ({"teacher": {"name": "qqqqqq"}}, UsageError, "Known: builtin, timm, torch."),
+        ({"teacher": {"name": "qqqqqq"}}, UsageError, "Known: builtin, diffusers, hf, timm, torch."),
         ({"space": [{"name": "resnet_so"}]}, UsageError, "Did you mean 'resnet_s0'?"),
         ({"space": [{"name": "spaces:resnet_so"}]}, UsageError, "Did you mean 'spaces:resnet_s0'"),
         ({"space": [{"name": "resnet_s0", "options": {"blokcs": [1]}}]}, UsageError, "blocks"),

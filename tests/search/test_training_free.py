@@ -553,7 +553,7 @@ def test_another_strategy_by_set_starts_from_its_own_options(capsys, tmp_path):
     base = load_preset("digits")
     arguments = SimpleNamespace(
         set=["search.strategy=training_free", "search.strategy_options.finalists=4"], strategy=None, sampler=None,
-        teacher=None, trials=None, timeout=None, seed=None, data=None, max_latency_ms=None, max_params=None,
+        teacher=None, task=None, trials=None, timeout=None, seed=None, data=None, max_latency_ms=None, max_params=None,
         max_macs=None, workers=None, no_teacher_cache=False, space=None, target=None, proxy=None,
     )  # fmt: skip
     values = override(base.to_json(), arguments, base)
