@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Generator
 from functools import partial
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -47,6 +49,44 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Otherwise the order stays the random one that pytest-randomly has made by now.
     """
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+ALONE = ("test_zoo.py", "test_tags.py")
+"""Files of many tests that share nothing: these go to whichever process is free."""
+DIGITS_TEACHER = ("test_kd_gain", "test_builtin_digits_reaches_98_percent")
+"""Tests that need the digits' teacher, which the first of them trains."""
+
+
+def unit(test: str) -> str:
+    """Return the name of what a test is run together with, by one process of a parallel run.
+
+    That is its file, for the sake of the fixtures that its tests share; in `test_bundled.py` it is a component, of
+    which the first check finds out what the others ask for, and all spaces, which share a process of another kind.
+    """
+    file, _, name = test.partition("::")
+    component = re.search(r"test_bundled\.py::test_contract\[(\w+)(:\w+)?", test)
+    if component:
+        return component[1] if component[1] == "spaces" else component[0]
+    if name in DIGITS_TEACHER:
+        return "the digits' teacher"
+    if "packaging/" in file:
+        return "packaging"
+    return test if file.endswith(ALONE) else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand out tests by :func:`unit`, in the order of the collection; another `--dist` is as pytest-xdist has it."""
+    if config.getoption("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByUnit(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return unit(nodeid)
+
+    config.option.loadscopereorder = False  # by the number of tests, which says nothing of how long they take
+    return ByUnit(config, log)
 
 
 def pytest_collection_finish() -> None:

@@ -19,7 +19,6 @@ def test_step_overhead(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("digits teacher")
 def test_kd_gain(tmp_path):
     found, printed = run_benchmark("kd_gain", tmp_path, "--setting", "digits")
     assert printed.startswith("| ")

@@ -22,18 +22,6 @@ for source in sys.argv[2:]:
 """
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Know pytest-xdist's marker where that is not installed."""
-    config.addinivalue_line("markers", "xdist_group(name): run by one worker of a parallel run")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep what builds wheels and environments in one worker (with ``--dist loadgroup``)."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("packaging"))
-
-
 @pytest.fixture(scope="session")
 def build_wheels(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Path]]:
     """Return a function that builds wheels from source folders, in one go."""

@@ -507,7 +507,6 @@ def test_stochastic_depth_has_the_whole_network_as_its_mean_and_leaves_nothing_b
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("digits teacher")  # trained once, by whichever of the group comes first
 def test_builtin_digits_reaches_98_percent(host, digits):
     """The real recipe, into the cache that the environment names (so that other tests find it)."""
     from nasdistill_teachers.training import accuracy

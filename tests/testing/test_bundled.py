@@ -17,11 +17,7 @@ def pytest_generate_tests(metafunc):
         for parameter in parametrize_with_checks(plugin_name(module), host=HOST, thorough=True).args[1]:
             (check,) = parameter.values
             slow = isinstance(check, BoundCheck) and check.check.thorough
-            # In one process what one check has found out (gates, networks, spaces elsewhere) serves the next.
-            group = check.subject.id if isinstance(check, BoundCheck) else check.about[1]
-            if group.startswith("spaces:"):
-                group = "spaces"
-            marks = [*parameter.marks, pytest.mark.xdist_group(group), *([pytest.mark.slow] if slow else [])]
+            marks = [*parameter.marks, *([pytest.mark.slow] if slow else [])]
             parameters.append(pytest.param(check, id=parameter.id, marks=marks))
     metafunc.parametrize("check", parameters)
 
