@@ -315,7 +315,8 @@ class Strategy(Component, ABC):
         """Return the rungs with their expected number of candidates and epochs, for the plan shown before the run.
 
         Each row has ``rung``, ``candidates`` and, for distillation rungs, ``epochs`` per candidate; a ``note`` is
-        shown beside them. A row with ``"per": "supernet"`` is meant for each of :meth:`SearchSession.supernets`;
-        ``passes`` says how many students' work one of its epochs is.
+        shown beside them. A row with ``"per": "supernet"`` is meant for each of :meth:`SearchSession.supernets`
+        (of the sub-spaces that ``only`` names, where it names any); ``passes`` says how many students' work one of its
+        epochs is.
         """
         return []

@@ -48,7 +48,8 @@ def make_plan(parts: Parts, session: Session, notes: Sequence[str] = ()) -> Even
     rows = parts.components.strategy.plan(session.trials)
     for row in rows:
         if row.get("per") == SUPERNET:
-            row["candidates"] *= len(session.supernets())
+            chosen = row.get("only") or [shared.subspace for shared in session.supernets()]
+            row["candidates"] *= sum(shared.subspace in chosen for shared in session.supernets())
     seconds = pilot(parts, session, scoring=any(row["rung"] == INHERITED for row in rows))
     for row in rows:
         cost = seconds.get(row["rung"], 0.0)

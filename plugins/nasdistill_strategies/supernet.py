@@ -192,7 +192,8 @@ class SupernetSearch(Strategy):
         return [
             {
                 "rung": "supernet", "candidates": 1, "epochs": o.supernet_epochs, "per": "supernet",
-                "passes": 2 + o.others, "note": f"shared weights, {2 + o.others} sub-networks in each step",
+                "passes": 2 + o.others, "only": list(o.subspaces),
+                "note": f"shared weights, {2 + o.others} sub-networks in each step",
             },
             {"rung": INHERITED, "candidates": trials, "note": "scored with their part of them"},
             {"rung": "latency", "candidates": min(trials, _MEASURED * finalists)},

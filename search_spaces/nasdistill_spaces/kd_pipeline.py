@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 from torch import nn
@@ -58,9 +58,10 @@ class KdPipelineOptions(ComponentOptions):
     """The student, and the choices of every axis."""
 
     student: ComponentConfig = Field(ComponentConfig(name="conv_vit"), description="Search space of the network.")
-    architecture: dict[str, str | int | float] | None = Field(
-        default_factory=dict,
-        description="The fixed student: axes that differ from the space's default; `searched` searches it too.",
+    architecture: dict[str, str | int | float] | Literal["middle"] | None = Field(
+        "middle",
+        description="The fixed student: `middle` takes the middle choice of every ordered axis of its space, a table "
+        "names axes that differ from the space's default; `searched` searches it too.",
     )
     logit: tuple[Name, ...] = Field(("kd", "logit_mse"), min_length=1, description="Losses on the logits.")
     temperature: tuple[Annotated[float, Field(gt=0)], ...] = Field(
@@ -184,7 +185,19 @@ class KdPipeline(SearchSpace):
     def network(self, arch: Architecture) -> Architecture:
         """Return the student's architecture in its own space."""
         fixed = self.options.architecture
+        if fixed == "middle":
+            return self._middle
         return self.student.architecture(_student(arch.params) if fixed is None else fixed)
+
+    @cached_property
+    def _middle(self) -> Architecture:
+        """The point in the middle of the student's space: its default is often as large as the teacher."""
+        axes = self.student.axes()
+        params = {a.name: a.choices[(len(a.choices) - 1) // 2] if a.ordered else a.default for a in axes}
+        try:
+            return self.student.architecture(params)
+        except ArchitectureError:  # the middle of each axis need not be a point
+            return self.student.default()
 
     # ---- the pipeline ---------------------------------------------------------------------------------------------
 
@@ -224,7 +237,7 @@ class KdPipeline(SearchSpace):
     def accepts(self, io: IOSpec) -> str | None:
         """Return why the student's space cannot serve `io`, or that the fixed architecture is none of its points."""
         fixed = self.options.architecture
-        if fixed is not None:
+        if isinstance(fixed, dict):
             try:
                 self.student.architecture(fixed)
             except ArchitectureError as error:

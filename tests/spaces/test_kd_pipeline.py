@@ -53,6 +53,15 @@ def test_a_fixed_student_that_is_no_point_is_refused_before_anything_is_trained(
     assert "width = 9" in space.accepts(DIGITS)
 
 
+def test_the_student_is_the_one_in_the_middle_of_its_space_unless_named(host):
+    wide = {"name": "resnet_s0", "options": {"width": [8, 16, 32], "blocks": [1, 3], "stages": [2], "stem_stride": [2]}}
+    space = host.create(Kind.SEARCH_SPACE, "kd_pipeline", {"student": wide})
+    assert space.network(space.default()).params["width"] == 16
+    named = host.create(Kind.SEARCH_SPACE, "kd_pipeline", {"student": wide, "architecture": {"width": 8}})
+    assert named.network(named.default()).params["width"] == 8
+    assert named.network(named.default()).params["stage0.blocks"] == 3
+
+
 def test_the_network_is_the_inner_spaces(host):
     space = host.create(Kind.SEARCH_SPACE, "kd_pipeline", {"student": SMALL, "architecture": "searched"})
     again = host.create(Kind.SEARCH_SPACE, "kd_pipeline", space.options.model_dump(mode="json"))
