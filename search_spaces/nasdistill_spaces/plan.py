@@ -6,10 +6,13 @@ steps, and the graph has the steps as nodes, so the two cannot disagree.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nasdistill.spec.io import Cost
+from nasdistill.interfaces import SearchSpace
+from nasdistill.spec.architecture import Architecture
+from nasdistill.spec.io import Cost, IOSpec
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -84,6 +87,26 @@ class Plan:
             )
             graph.add_edges_from((source, step.name) for source in step.inputs)
         return graph
+
+
+class PlannedSpace(SearchSpace):
+    """A space that says its networks layer by layer; cost and graph follow from that."""
+
+    @abstractmethod
+    def plan(self, arch: Architecture, io: IOSpec) -> Plan:
+        """Return the network layer by layer, for one sample (text: of the reference length ``io.shape[0]``).
+
+        Raises:
+            ArchitectureError: not a point of this space, or impossible for `io`.
+        """
+
+    def cost(self, arch: Architecture, io: IOSpec) -> Cost:
+        """Return the sum over the layers of :meth:`graph`."""
+        return self.plan(arch, io).cost()
+
+    def graph(self, arch: Architecture, io: IOSpec) -> nx.DiGraph:
+        """Return one node per layer, named as the module it stands for."""
+        return self.plan(arch, io).graph()
 
 
 def halvings_to(side: int, limit: int) -> int:

@@ -36,7 +36,6 @@ from nasdistill.interfaces import (
     Example,
     InheritReport,
     ModelingSource,
-    SearchSpace,
     TokenLayout,
 )
 from nasdistill.spec.architecture import Architecture, Axis, Value
@@ -47,10 +46,10 @@ from nasdistill_spaces.conv_vit.inherit import inherit_weights
 from nasdistill_spaces.conv_vit.model import BlockShape, ConvVitNet, StemLayer
 from nasdistill_spaces.conv_vit.standalone import conv_vit
 from nasdistill_spaces.images import image_problem, unique_sorted
-from nasdistill_spaces.plan import Plan, halvings_to
+from nasdistill_spaces.plan import Plan, PlannedSpace, halvings_to
 
 if TYPE_CHECKING:
-    import networkx as nx
+    pass
 
 Width = Annotated[int, Field(ge=1, le=8192)]
 
@@ -107,7 +106,7 @@ class ConvVitOptions(ComponentOptions):
         return self
 
 
-class ConvVit(SearchSpace):
+class ConvVit(PlannedSpace):
     """Convolution stem + transformer blocks; students start from a larger member's weights."""
 
     options_model = ConvVitOptions
@@ -218,14 +217,6 @@ class ConvVit(SearchSpace):
         if not isinstance(student, ConvVitNet):
             return None
         return inherit_weights(student, teacher, calibration)
-
-    def cost(self, arch: Architecture, io: IOSpec) -> Cost:
-        """Return the sum over the layers of :meth:`graph`."""
-        return self.plan(arch, io).cost()
-
-    def graph(self, arch: Architecture, io: IOSpec) -> nx.DiGraph:
-        """Return one node per layer, named as the module it stands for."""
-        return self.plan(arch, io).graph()
 
     def plan(self, arch: Architecture, io: IOSpec) -> Plan:
         """Return the network layer by layer.

@@ -38,7 +38,6 @@ from nasdistill.interfaces import (
     InheritReport,
     ModelGeometry,
     ModelingSource,
-    SearchSpace,
     StockModel,
 )
 from nasdistill.interfaces.info import TeacherInfo
@@ -50,11 +49,11 @@ from nasdistill_spaces.decoder.inherit import add_residuals, choose, score_parts
 from nasdistill_spaces.decoder.model import DecoderNet, DecoderShape, parameter_count
 from nasdistill_spaces.decoder.options import DecoderOptions
 from nasdistill_spaces.decoder.standalone import decoder
-from nasdistill_spaces.plan import Plan
+from nasdistill_spaces.plan import Plan, PlannedSpace
 from nasdistill_spaces.slicing import SliceCopier
 
 if TYPE_CHECKING:
-    import networkx as nx
+    pass
 
 HELP = {
     "layers": "number of layers", "width": "channels of the residual stream", "heads": "attention heads",
@@ -63,7 +62,7 @@ HELP = {
 WORDS = IOSpec("tokens", (12,), 40, 40, "causal_lm")
 
 
-class Decoder(SearchSpace):
+class Decoder(PlannedSpace):
     """Causal language models cut from a larger one; students start from its most important parts."""
 
     options_model = DecoderOptions
@@ -347,14 +346,6 @@ class Decoder(SearchSpace):
         return twin
 
     # ---- cost -----------------------------------------------------------------------------------------------------
-
-    def cost(self, arch: Architecture, io: IOSpec) -> Cost:
-        """Return the sum over the layers of :meth:`graph`."""
-        return self.plan(arch, io).cost()
-
-    def graph(self, arch: Architecture, io: IOSpec) -> nx.DiGraph:
-        """Return one node per layer, named as the module it stands for."""
-        return self.plan(arch, io).graph()
 
     def plan(self, arch: Architecture, io: IOSpec) -> Plan:
         """Return the network step by step. Raises as :meth:`shape`."""

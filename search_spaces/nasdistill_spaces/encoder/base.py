@@ -18,7 +18,6 @@ from nasdistill.interfaces import (
     InheritReport,
     ModelGeometry,
     ModelingSource,
-    SearchSpace,
     StockModel,
     SubSpace,
     TeacherInfo,
@@ -39,10 +38,10 @@ from nasdistill_spaces.encoder.superlm import SuperLm
 from nasdistill_spaces.encoder.weights import inherit_weights
 from nasdistill_spaces.images import unique_sorted
 from nasdistill_spaces.layers import LayerShape
-from nasdistill_spaces.plan import Plan
+from nasdistill_spaces.plan import Plan, PlannedSpace
 
 if TYPE_CHECKING:
-    import networkx as nx
+    pass
 
 Count = Annotated[int, Field(ge=1, le=1 << 20)]
 Choices = tuple[Count, ...]
@@ -93,7 +92,7 @@ class EncoderSpaceOptions(ComponentOptions):
         return self
 
 
-class EncoderSpace(SearchSpace):
+class EncoderSpace(PlannedSpace):
     """Students cut from a BERT-like teacher; a subclass says which axes there are and how they size the layers."""
 
     options: Any
@@ -285,14 +284,6 @@ class EncoderSpace(SearchSpace):
         return core_class(self, name, padding=True)
 
     # ---- cost -----------------------------------------------------------------------------------------------------
-
-    def cost(self, arch: Architecture, io: IOSpec) -> Cost:
-        """Return the sum over the layers of :meth:`graph`, for an input of the reference length."""
-        return self.plan(arch, io).cost()
-
-    def graph(self, arch: Architecture, io: IOSpec) -> nx.DiGraph:
-        """Return one node per layer, named as the module it stands for."""
-        return self.plan(arch, io).graph()
 
     def plan(self, arch: Architecture, io: IOSpec) -> Plan:
         """Return the network layer by layer.

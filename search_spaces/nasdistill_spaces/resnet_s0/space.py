@@ -28,19 +28,17 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from nasdistill.errors import ArchitectureError
-from nasdistill.interfaces import Batch, Example, InheritReport, ModelingSource, SearchSpace, SubSpace
+from nasdistill.interfaces import Batch, Example, InheritReport, ModelingSource, SubSpace
 from nasdistill.spec.architecture import Architecture, Axis, Value
 from nasdistill.spec.io import Cost, IOSpec, conv_output
 from nasdistill.spec.options import ComponentOptions
 from nasdistill_spaces.images import image_problem, unique_sorted
-from nasdistill_spaces.plan import Plan, halvings_to
+from nasdistill_spaces.plan import Plan, PlannedSpace, halvings_to
 from nasdistill_spaces.resnet_s0.inherit import inherit_weights
 from nasdistill_spaces.resnet_s0.model import BasicShape, ConvShape, ResNetS0Net
 from nasdistill_spaces.resnet_s0.standalone import resnet_s0
 
 if TYPE_CHECKING:
-    import networkx as nx
-
     from nasdistill.interfaces import ModelGeometry
 
 LARGEST_MAP = 32
@@ -67,7 +65,7 @@ class ResNetS0Options(ComponentOptions):
         return unique_sorted(value)
 
 
-class ResNetS0(SearchSpace):
+class ResNetS0(PlannedSpace):
     """CIFAR ResNets; students start from a deeper or wider member's weights."""
 
     options_model = ResNetS0Options
@@ -152,14 +150,6 @@ class ResNetS0(SearchSpace):
             None when the teacher has another structure.
         """
         return inherit_weights(student, teacher) if isinstance(student, ResNetS0Net) else None
-
-    def cost(self, arch: Architecture, io: IOSpec) -> Cost:
-        """Return the sum over the layers of :meth:`graph`."""
-        return self.plan(arch, io).cost()
-
-    def graph(self, arch: Architecture, io: IOSpec) -> nx.DiGraph:
-        """Return one node per layer, named as the module it stands for."""
-        return self.plan(arch, io).graph()
 
     def plan(self, arch: Architecture, io: IOSpec) -> Plan:
         """Return the network layer by layer.

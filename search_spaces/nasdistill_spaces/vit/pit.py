@@ -31,7 +31,6 @@ from nasdistill.interfaces import (
     Example,
     InheritReport,
     ModelingSource,
-    SearchSpace,
     TeacherInfo,
 )
 from nasdistill.spec.architecture import Architecture, Axis
@@ -40,14 +39,14 @@ from nasdistill.spec.options import ComponentOptions
 from nasdistill_spaces.choices import half_up, unique
 from nasdistill_spaces.cores import core_class, fresh_core
 from nasdistill_spaces.images import image_problem, unique_sorted
-from nasdistill_spaces.plan import Plan, halvings_to
+from nasdistill_spaces.plan import Plan, PlannedSpace, halvings_to
 from nasdistill_spaces.vit.pit_model import PitNet, PitShape, StageShape
 from nasdistill_spaces.vit.pit_standalone import pit
 from nasdistill_spaces.vit.pit_weights import inherit_pit, read_pit
 from nasdistill_spaces.vit.planning import add_layer, add_patches
 
 if TYPE_CHECKING:
-    import networkx as nx
+    pass
 
 Counts = Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(min_length=1)]
 BASE_DIM = (16, 24, 32, 40)
@@ -115,7 +114,7 @@ class PitOptions(ComponentOptions):
         return 2 * stride, stride
 
 
-class Pit(SearchSpace):
+class Pit(PlannedSpace):
     """Head size and MLP ratio of a PiT; blocks, heads and attention variant of each stage."""
 
     options_model = PitOptions
@@ -257,14 +256,6 @@ class Pit(SearchSpace):
         return fresh_core(self, stage.attention, shape.geometry(stage), self.options.attention_options)
 
     # ---- cost -----------------------------------------------------------------------------------------------------
-
-    def cost(self, arch: Architecture, io: IOSpec) -> Cost:
-        """Return the sum over the layers of :meth:`graph`."""
-        return self.plan(arch, io).cost()
-
-    def graph(self, arch: Architecture, io: IOSpec) -> nx.DiGraph:
-        """Return one node per layer, named as the module it stands for."""
-        return self.plan(arch, io).graph()
 
     def plan(self, arch: Architecture, io: IOSpec) -> Plan:
         """Return the network layer by layer.

@@ -35,7 +35,6 @@ from nasdistill.interfaces import (
     InheritReport,
     ModelGeometry,
     ModelingSource,
-    SearchSpace,
     StockModel,
     SubSpace,
     TeacherInfo,
@@ -47,7 +46,7 @@ from nasdistill_spaces.choices import half_up, layer_axis, source_layers, union,
 from nasdistill_spaces.cores import core_class, fresh_core
 from nasdistill_spaces.images import image_problem, unique_sorted
 from nasdistill_spaces.layers import LayerShape
-from nasdistill_spaces.plan import Plan
+from nasdistill_spaces.plan import Plan, PlannedSpace
 from nasdistill_spaces.sliced import SlicedWeights
 from nasdistill_spaces.vit.model import VitNet, VitShape
 from nasdistill_spaces.vit.planning import plan_of
@@ -58,7 +57,7 @@ from nasdistill_spaces.vit.stock import stock_model
 from nasdistill_spaces.vit.weights import inherit_weights, rank
 
 if TYPE_CHECKING:
-    import networkx as nx
+    pass
 
 Choices = tuple[Annotated[int, Field(ge=1, le=1 << 20)], ...]
 SIZES = ("embed", "depth", "heads", "mlp_ratio")
@@ -124,7 +123,7 @@ class SuperVit(SlicedWeights):
         return self.run(image)
 
 
-class Vit(SearchSpace):
+class Vit(PlannedSpace):
     """Width and depth of a vision transformer; heads, MLP ratio and attention variant of each block."""
 
     options_model = VitOptions
@@ -349,14 +348,6 @@ class Vit(SearchSpace):
         return fresh_core(self, layer.attention, shape.geometry(layer), self.options.attention_options)
 
     # ---- cost -----------------------------------------------------------------------------------------------------
-
-    def cost(self, arch: Architecture, io: IOSpec) -> Cost:
-        """Return the sum over the layers of :meth:`graph`."""
-        return self.plan(arch, io).cost()
-
-    def graph(self, arch: Architecture, io: IOSpec) -> nx.DiGraph:
-        """Return one node per layer, named as the module it stands for."""
-        return self.plan(arch, io).graph()
 
     def plan(self, arch: Architecture, io: IOSpec) -> Plan:
         """Return the network layer by layer.
