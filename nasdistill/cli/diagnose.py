@@ -50,10 +50,11 @@ def run(args: argparse.Namespace) -> int:
     host = load_host(args, disable=config.plugins.disable)
     diagnostic: Diagnostic = host.create(Kind.DIAGNOSTIC, args.name, dict(map(parse_setting, args.set)))
     config = adapt_config(config, host)
+    # Found before the teacher is opened: a typing error should not wait for a training.
+    students = {text: find_student(text, host=host) for text in args.students}
     parts = open_parts(create_components(config, host), config, message=info)
     models = {"teacher": parts.teacher.model}
-    for text in args.students:
-        models[text] = find_student(text, host=host).model().to(parts.device)
+    models |= {text: student.model().to(parts.device) for text, student in students.items()}
     found = parts.task.batches("train", batch_size=config.training.batch_size)
     batches = [batch.to(parts.device) for batch, _ in zip(found, range(args.batches), strict=False)]
     info(f"{diagnostic.id}: looking at {', '.join(models)}")

@@ -92,7 +92,8 @@ def _config(args: argparse.Namespace) -> RunConfig:
         known = {str(entry["name"]).rpartition(":")[2] for entry in values.get(flag, [])}
         names = dict.fromkeys(getattr(args, flag) or ())
         added = [{"name": name} for name in names if name.rpartition(":")[2] not in known]
-        values[flag] = [*values.get(flag, []), *added]
+        if added:  # else what the configuration leaves out takes its default, or what the task suggests
+            values[flag] = [*values.get(flag, []), *added]
     for key, value in settings:
         if named_setting(key):
             put(values, key, value)

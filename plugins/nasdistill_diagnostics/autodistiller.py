@@ -255,7 +255,8 @@ class AutoDistiller(Diagnostic):
         known = [row["teacher_score"] for row in rows if row.get("teacher_score") is not None]
         new = task_features(
             task.io, samples=task.size("train"), score=float(np.mean(known)) if known else 1.0,
-            teacher=sizes.get("teacher"), student=sizes.get("student"),
+            teacher=sizes.get("teacher"),
+            student=next((size for name, size in sizes.items() if name != "teacher"), None),
         )  # fmt: skip
         pipelines = candidates(rows, seed=seed)
         predicted = model.predict([{**row, **new} for row in pipelines])

@@ -64,7 +64,8 @@ def _file(given: str, suffixes: Sequence[str], data: str) -> Path:
         raise DataError(f"{given} is a folder; name a file", hint="A folder with all splits is given as `data`.")
     if not path.is_file():
         known = did_you_mean(given, [TOY]) if given == data and "/" not in given and "." not in given else ""
-        near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
+        beside = [p.name for p in path.parent.iterdir() if p.suffix.lower() in suffixes] if path.parent.is_dir() else []
+        near = did_you_mean(path.name, beside) if beside else ""
         raise DataError(
             f"there is no file {given!r}. {known or near}".rstrip(),
             hint=f"Give the path of a file ({', '.join(suffixes)}) or of a folder with one per split, or {TOY!r}.",

@@ -335,3 +335,10 @@ def test_any_json_is_an_architecture_or_a_clear_error(host, value, named):
         assert error.exit_code == 2
     else:
         assert found.validate(arch) == []
+
+
+def test_another_task_brings_its_own_proxies(cli_here):
+    done = cli_here("score", "--task", "text_classification", "--space", "encoder", "--sample", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    [row] = json.loads(done.stdout)
+    assert set(row["scores"]) == {"params", "macs"}

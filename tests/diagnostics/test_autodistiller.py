@@ -86,3 +86,10 @@ def test_runs_are_read_and_the_command_prints_what_was_learned(host, tmp_path, c
     assert {row["factor"] for row in found["tables"]["importance"]} <= set(FACTORS)
     assert (tmp_path / "out" / "importance.html").is_file()
     assert json.loads((tmp_path / "out" / "finding.json").read_text()) == found
+
+
+def test_a_student_that_is_not_there_is_told_before_the_teacher_is_opened(capsys):
+    assert main(["diagnose", "attention_similarity", "no/such/run", "--teacher", "timm:test_resnet"]) == 2
+    told = capsys.readouterr().err
+    assert "there is no folder no/such/run" in told
+    assert "random weights" not in told, "the teacher was opened"

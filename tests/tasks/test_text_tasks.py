@@ -590,3 +590,13 @@ def test_a_tokenizer_of_transformers_is_written_with_the_students(prepared, word
     task = prepared(TextClassification, tokenizer=words)
     task.write_assets(tmp_path)
     assert vocabulary_sha256(load_tokenizer(str(tmp_path))) == task.text.vocabulary_sha256
+
+
+def test_a_missing_file_is_compared_with_files_of_text_alone(tmp_path):
+    (tmp_path / "secret.bin").touch()
+    with pytest.raises(DataError) as told:
+        TextClassification({"data": str(tmp_path / "tran.tsv")}).prepare(tmp_path / "cache")
+    assert "secret" not in str(told.value)
+    write(tmp_path / "train.tsv", reviews(4))
+    with pytest.raises(DataError, match=r"Did you mean 'train.tsv'\?"):
+        TextClassification({"data": str(tmp_path / "tran.tsv")}).prepare(tmp_path / "cache")
