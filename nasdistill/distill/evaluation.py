@@ -52,6 +52,26 @@ def evaluate(model: nn.Module, task: Task, split: Split = "validation", batch_si
     return Evaluation(score=float(score), loss=loss / count, n=count)
 
 
+def no_better_than_chance(label: str, task: Task, result: Evaluation, split: Split = "validation") -> str | None:
+    """Return a warning where a teacher scores no better than the same answer for every sample does, else None.
+
+    Args:
+        label: of the teacher.
+        task: a prepared task.
+        result: what the teacher got on the split.
+        split: which samples.
+    """
+    chance, metric = task.chance(split), task.metric
+    if chance is None or (result.score > chance if metric.higher_is_better else result.score < chance):
+        return None
+    return (
+        f"teacher {label} is no better than chance: its {split} {metric.name} is {result.score:.4f}, and the same "
+        f"answer for every sample has {chance:.4f}. Students cannot learn the task from it. Likely causes: labels in "
+        "another order than the teacher's, other preprocessing than it was trained with, or a head that was never "
+        "fine-tuned."
+    )
+
+
 @contextlib.contextmanager
 def kept_modes(model: nn.Module) -> Iterator[None]:
     """Put every module's train/eval flag back afterwards (a model may keep some of its norms in eval mode)."""

@@ -178,6 +178,13 @@ class Task(Component, ABC):
         """Return whether a split has labels."""
         return True
 
+    def chance(self, split: Split) -> float | None:
+        """Return the best score on a split that the same answer for every sample gets; None where that is not known.
+
+        A teacher that scores no better than that is warned of.
+        """
+        return None
+
     def check(self, model: nn.Module, label: str = "model") -> None:
         """Run two samples through a model, in eval mode and left as it was, and refuse one that does not fit.
 

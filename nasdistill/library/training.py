@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nasdistill.distill import StageRunner, TrainingResult, evaluate, train
+from nasdistill.distill import StageRunner, TrainingResult, evaluate, no_better_than_chance, train
 from nasdistill.distill.stepping import EpochReport
 from nasdistill.errors import MismatchError, UsageError
 from nasdistill.files import cache_folder, read_json, write_json
@@ -122,6 +122,7 @@ def distill_architecture(
         (space,) = parts.spaces.values()
         model = _start(request, space, parts, tell).to(parts.device)
         if processes.first and not (out / "distill.json").exists():
+            _judge_teacher(parts, tell)
             try:
                 write_json(out / "distill.json", described)
             except OSError as error:
@@ -207,6 +208,15 @@ def distill_architecture(
         shutil.rmtree(out / STAGES, ignore_errors=True)
         processes.wait()
     return {**result, "student": str(out)}
+
+
+def _judge_teacher(parts: Parts, tell: Callable[[str], None]) -> None:
+    """Warn of a teacher that scores no better than chance, where the task knows what that is."""
+    task = parts.task
+    if task.has_labels("validation") and task.size("validation") and task.chance("validation") is not None:
+        warning = no_better_than_chance(parts.teacher.label, task, evaluate(parts.teacher.model, task))
+        if warning is not None:
+            tell(f"warning: {warning}")
 
 
 def _follow(

@@ -15,7 +15,7 @@ from typing import Any
 import optuna
 import torch
 
-from nasdistill.distill import evaluate
+from nasdistill.distill import evaluate, no_better_than_chance
 from nasdistill.errors import NasdistillError, UsageError, is_fatal, one_line
 from nasdistill.host import Host
 from nasdistill.host.adapting import adapt_config
@@ -207,6 +207,7 @@ def _set_up(run: RunDirectory, components: Components, config: RunConfig, listen
     run.write("task.json", task_facts(config, task))
     result = evaluate(teacher.model, task, "validation")
     metric = task.metric
+    warning = no_better_than_chance(teacher.label, task, result)
     run.write(
         "teacher.json",
         {
@@ -220,10 +221,13 @@ def _set_up(run: RunDirectory, components: Components, config: RunConfig, listen
             "params": parameter_count(teacher.model),
             "macs": count_macs(teacher.model.cpu(), task.example(1)),
             "targets": {},
+            "warning": warning,
         },
     )
     teacher.model.to(parts.device)
     message(f"teacher {teacher.label}: validation {metric.name} {result.score:.4f} ({time.monotonic() - start:.0f} s)")
+    if warning is not None:
+        message(f"warning: {warning}")
     return parts
 
 

@@ -342,6 +342,12 @@ class ImageClassification(Task):
             raise ValueError("no labelled image to score on")
         return float((outputs.argmax(dim=1) == labels)[known].double().mean())
 
+    def chance(self, split: Split) -> float | None:
+        """Return the share of the commonest class among the labelled images; None where there are none."""
+        labels = self._part(split).labels
+        known = labels[labels != UNLABELLED]
+        return float((known == known.mode().values).double().mean()) if len(known) else None
+
     def example(self, batch_size: int = 1) -> tuple[Tensor, ...]:
         """Return the first training images ``(batch_size, C, H, W)``, not augmented, repeated where they run out."""
         part = self._ready.parts["train"]

@@ -209,6 +209,10 @@ class SentenceSimilarity(TextTask):
         """Return the rank correlation of the cosines of ``(n, 2, D)`` with scores ``(n,)``."""
         return spearman(_cosines(outputs.double()).numpy(), labels.double().numpy())
 
+    def chance(self, split: Split) -> float | None:
+        """Return 0, the correlation of equal cosines with anything."""
+        return 0.0 if self.has_labels(split) else None
+
     def _scores(self, split: Split) -> NDArray[Any] | None:
         store, rows = self._pairs[split]
         found: NDArray[Any] | None = store.arrays["scores"][rows] if "scores" in store.arrays else None

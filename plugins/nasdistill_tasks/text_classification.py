@@ -33,7 +33,7 @@ from nasdistill.interfaces.info import TeacherInfo
 from nasdistill.interfaces.task import Metric, Split
 from nasdistill.spec.io import IOSpec
 from nasdistill_tasks.splitting import cut
-from nasdistill_tasks.text_metrics import counts, f1, mcc
+from nasdistill_tasks.text_metrics import best_constant, counts, f1, mcc
 from nasdistill_tasks.text_rows import Part, find_parts, write_rows
 from nasdistill_tasks.text_store import Store
 from nasdistill_tasks.text_tables import LABELS, Columns, Table, find_columns
@@ -297,7 +297,18 @@ class TextClassification(TextTask):
         each = f1(table)
         if kind == "f1_macro":
             return float(each.mean())
-        return float(each[1 if self.options.positive is None else self._classes.index(self.options.positive)])
+        return float(each[self._positive])
+
+    def chance(self, split: Split) -> float | None:
+        """Return what the best single class for all texts scores."""
+        self._must_be_ready()
+        labels = self._labels[split]
+        return None if labels is None else best_constant(self.options.metric, labels, self.io.outputs, self._positive)
+
+    @property
+    def _positive(self) -> int:
+        """The class that `f1` is of."""
+        return 1 if self.options.positive is None else self._classes.index(self.options.positive)
 
     def _lengths(self, split: Split) -> NDArray[Any]:
         return self._parts[split].lengths

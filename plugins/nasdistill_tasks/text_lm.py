@@ -223,6 +223,12 @@ class LanguageModel(TextTask):
             return math.exp(min(total / max(tokens, 1.0), 700.0))  # beyond it there is no double
         return total / math.log(2) / max(size, 1e-9)
 
+    def chance(self, split: Split) -> float | None:
+        """Return what equal probabilities for all V tokens score: perplexity V, or log2 V bits for a token's bytes."""
+        self._must_be_ready()
+        size = float(self._vocabulary)
+        return size if self.options.metric == "perplexity" else math.log2(size) / max(self._bytes[split], 1e-9)
+
     # ---- for subclasses -------------------------------------------------------------------------------------------
 
     def _labels(

@@ -35,6 +35,27 @@ def mcc(table: Tensor) -> float:
     return 0.0 if spread <= 0 else float((n * table.trace() - row @ column) / spread.sqrt())
 
 
+def best_constant(metric: str, labels: Tensor, classes: int, positive: int = 1) -> float:
+    """Return the best score of one class for all of the labels ``(n,)``.
+
+    With p_k the share of class k: accuracy max p_k; F1 of a class 2 p_k / (1 + p_k); macro F1 the best of these over K,
+    since all other classes have 0; MCC 0.
+
+    Args:
+        metric: ``accuracy``, ``f1``, ``f1_macro`` or ``mcc``.
+        labels: of a split.
+        classes: K.
+        positive: the class of ``f1``.
+    """
+    if metric == "mcc":
+        return 0.0
+    share = torch.bincount(labels, minlength=classes).double() / len(labels)
+    if metric == "accuracy":
+        return float(share.max())
+    each = 2 * share / (1 + share)
+    return float(each[positive] if metric == "f1" else each.max() / classes)
+
+
 def spearman(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
     """Return the rank correlation of ``(n,)`` and ``(n,)``, 0 where one of them is constant."""
     return pearson(ranks(one), ranks(other))

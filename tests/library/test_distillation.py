@@ -51,7 +51,11 @@ def wanted(host, data, *, epochs=3, params=None, init=None, space="conv_vit", **
 
 def test_a_training_that_was_stopped_ends_with_the_same_weights(host, data, tmp_path):
     reports = []
-    whole = distill_architecture(wanted(host, data), tmp_path / "whole", host=host, on_epoch=reports.append)
+    said = []
+    whole = distill_architecture(
+        wanted(host, data), tmp_path / "whole", host=host, on_epoch=reports.append, message=said.append
+    )
+    assert sum("no better than chance: its validation accuracy is 0.1250" in line for line in said) == 1
     assert [report.epoch for report in reports] == [0, 1, 2]
     assert whole["validation"]["score"] == reports[-1].evaluation.score
 
@@ -65,8 +69,10 @@ def test_a_training_that_was_stopped_ends_with_the_same_weights(host, data, tmp_
     assert not (tmp_path / "torn" / "result.json").exists()
     with pytest.raises(UsageError, match="neither a run nor a saved student"):
         nasdistill.load(tmp_path / "torn")
-    torn = distill_architecture(wanted(host, data), tmp_path / "torn", host=host)
+    said.clear()
+    torn = distill_architecture(wanted(host, data), tmp_path / "torn", host=host, message=said.append)
     assert torn["resumed"] == 2
+    assert not any("chance" in line for line in said), "it was said when the folder was begun"
     students = [nasdistill.load_student(tmp_path / name) for name in ("whole", "torn")]
     assert students[0].provenance["state_sha256"] == students[1].provenance["state_sha256"]
     assert (torn["validation"], torn["test"]) == (whole["validation"], whole["test"])

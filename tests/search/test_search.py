@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from html import unescape
 
 import optuna
 import pytest
@@ -16,6 +17,7 @@ from nasdistill.errors import NasdistillError, TargetUnavailableError, UsageErro
 from nasdistill.host import Host
 from nasdistill.interfaces import Candidate
 from nasdistill.report.collect import collect
+from nasdistill.report.sections.front import headline
 from nasdistill.report.sections.proxies import proxies
 from nasdistill.search.pareto import non_dominated
 from nasdistill.search.proxyhealth import ProxyWatch
@@ -114,6 +116,15 @@ def test_events_tell_the_plan_the_rungs_and_the_front(finished):
     assert phases[-1] == "final report"
     rungs = {event.rung for event in events if event.kind == "rung"}
     assert {row["rung"] for row in plan.facts["rungs"]} <= rungs, "every rung of the plan comes"
+
+
+def test_a_teacher_that_knows_nothing_is_warned_of_once(finished):
+    run, _, events = finished  # its teacher has random weights and gives every digit the same class
+    told = [event.text for event in events if event.kind == "message" and "no better than chance" in event.text]
+    assert len(told) == 1
+    assert told[0].startswith("warning: teacher timm:test_resnet")
+    assert "accuracy is 0.1000, and the same answer for every sample has 0.1000" in told[0]
+    assert told[0].removeprefix("warning: ") in unescape(headline(collect(run)).html)
 
 
 def test_no_pickles_and_no_absolute_paths_of_ours(finished):

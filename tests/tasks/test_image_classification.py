@@ -257,6 +257,9 @@ def test_score_is_accuracy(task):
     assert task.score(outputs, torch.tensor([0, 1, UNLABELLED, 0])) == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match="no labelled"):
         task.score(outputs, torch.full((4,), UNLABELLED))
+    labels = torch.cat([batch.labels for batch in task.batches("validation", batch_size=64)])
+    classes = torch.eye(10)
+    assert task.chance("validation") == max(task.score(row.expand(len(labels), 10), labels) for row in classes)
 
 
 def test_example_is_real_and_repeats(task):

@@ -27,7 +27,7 @@ from nasdistill_tasks.causal_lm import CausalLM
 from nasdistill_tasks.masked_lm import MaskedLM
 from nasdistill_tasks.sentence_similarity import SentenceSimilarity
 from nasdistill_tasks.text_classification import TextClassification
-from nasdistill_tasks.text_metrics import counts, f1, mcc, spearman
+from nasdistill_tasks.text_metrics import best_constant, counts, f1, mcc, spearman
 
 SPLITS = ("train", "validation", "test")
 TASKS = (TextClassification, SentenceSimilarity, MaskedLM, CausalLM)
@@ -340,6 +340,14 @@ def test_the_option_chooses_the_metric(prepared, metric):
     if metric == "f1":
         other = prepared(TextClassification, metric="f1", positive="negative")
         assert other.score(outputs, labels) == pytest.approx(metrics.f1_score(labels, predicted, pos_label=0))
+    for split in SPLITS:
+        labels = torch.cat([batch.labels for batch in task.batches(split, batch_size=64)])
+        constant = [task.score(torch.eye(2)[k].expand(len(labels), 2), labels) for k in range(2)]
+        best = constant[1] if metric == "f1" else max(constant)
+        assert task.chance(split) == pytest.approx(best, abs=1e-12)
+    skewed = torch.tensor([0, 2, 2, 1, 2])
+    constant = [f1(counts(torch.full((5,), k), skewed, 3)) for k in range(3)]
+    assert best_constant("f1_macro", skewed, 3) == pytest.approx(max(float(each.mean()) for each in constant))
 
 
 # ---- similarity ------------------------------------------------------------------------------------------------------
@@ -449,9 +457,10 @@ def test_perplexity_and_bits_per_byte(tmp_path, prepared, kind):
     assert usual.fingerprint == bits.fingerprint
     uniform = torch.zeros(2, 32, usual.io.vocabulary)
     batch = next(usual.batches("test", batch_size=2))
-    assert usual.score(*usual.evidence(uniform[:, : batch.labels.shape[1]], batch)) == pytest.approx(
-        usual.io.vocabulary
-    )
+    for task in (usual, bits):
+        found = task.score(*task.evidence(uniform[:, : batch.labels.shape[1]], batch))
+        assert task.chance("test") == pytest.approx(found, rel=1e-6)
+    assert usual.chance("test") == usual.io.vocabulary
 
 
 def test_the_shift_is_inside_and_padding_has_no_label(prepared):

@@ -47,6 +47,8 @@ def recommended(run: Mapping[str, Any]) -> dict[str, Any] | None:
 def headline(run: Mapping[str, Any]) -> Section:
     """Return the sentence that sums the run up, and its counts."""
     trials, metric, teacher = run["trials"], run.get("metric"), run["teacher"]
+    warning = (run.get("teacher_record") or {}).get("warning")
+    warned = paragraph(f"Warning: {warning}") if warning else ""
     proposed = sum(trials[key] for key in ("complete", "pruned", "failed", "running"))
     counts = (
         f"{proposed} architecture{'s' * (proposed != 1)} proposed: {trials['complete']} distilled in full, "
@@ -58,7 +60,7 @@ def headline(run: Mapping[str, Any]) -> Section:
     if best is None:
         words = "No student is finished"
         words += " yet." if run["state"] == "running" else "."
-        return Section("In one sentence", paragraph(words, "lead") + paragraph(counts), {"recommended": None})
+        return Section("In one sentence", paragraph(words, "lead") + warned + paragraph(counts), {"recommended": None})
     name = (metric or {}).get("name", "score")
     split = "test" if best.get("test_score") is not None and teacher.get("test_score") is not None else "validation"
     key = "test_score" if split == "test" else "score"
@@ -83,7 +85,7 @@ def headline(run: Mapping[str, Any]) -> Section:
         "Recommended: the fastest student of the front whose validation score is within 1 % of the best score, the "
         "teacher's included; where there is none, the one with the best score. Test scores take no part in the choice."
     )
-    html = paragraph(words, "lead")
+    html = paragraph(words, "lead") + warned
     if beaten:
         html += paragraph(
             f"A simple baseline is no worse: {', '.join(beaten)} is at least as fast and scores at least as well on "

@@ -112,3 +112,7 @@ class WatchedTask(Task):
     def has_labels(self, split: Split) -> bool:
         """Return whether a split has labels."""
         return self._task.has_labels(split)
+
+    def chance(self, split: Split) -> float | None:
+        """Return what the same answer for every sample scores."""
+        return self._task.chance(split)
