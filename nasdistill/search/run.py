@@ -258,7 +258,10 @@ def _open_session(
     crew = None
     if config.workers.count:
         orders = Orders(run.path.resolve(), parts.host.arguments)
-        crew = Workers(orders, config.workers.count, timeout=config.workers.timeout, memory_gb=config.workers.memory_gb)
+        crew = Workers(
+            orders, config.workers.count, timeout=config.workers.timeout, memory_gb=config.workers.memory_gb,
+            message=lambda text: listener(Event("message", text)),
+        )  # fmt: skip
         stack.callback(crew.close)
     session = Session(run, parts, proposals, meters, listener, crew=crew, should_stop=stopper)
     trials = session.restore()

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nasdistill.errors import ISOLATED, NasdistillError, TrialFailure, one_line
+from nasdistill.search.events import many
 from nasdistill.search.work import Job, Outcome, StopSearch, Workbench, failure_text
 
 _POLL = 0.1
@@ -91,14 +92,24 @@ class Workers:
         count: how many processes.
         timeout: seconds that a job may take.
         memory_gb: GiB that a worker may use; None = an equal share of 80 % of the machine's.
+        message: told how many processes start, which takes seconds.
     """
 
-    def __init__(self, orders: Orders, count: int, *, timeout: float = 3600.0, memory_gb: float | None = None) -> None:
+    def __init__(
+        self,
+        orders: Orders,
+        count: int,
+        *,
+        timeout: float = 3600.0,
+        memory_gb: float | None = None,
+        message: Callable[[str], None] = lambda text: None,
+    ) -> None:
         import psutil
 
         share = 0.8 * psutil.virtual_memory().total / count / 2**30
         self.timeout = timeout
         self.memory_gb = share if memory_gb is None else memory_gb
+        self._message = message
         self._slots = [_Slot(orders, number) for number in range(count)]
 
     def map(
@@ -108,7 +119,12 @@ class Workers:
         waiting = deque(jobs)
         # One process measures all latencies: they are told in the scale of one calibration, on an idle machine.
         slots = self._slots[:1] if any(job.kind == "latency" for job in jobs) else self._slots
-        for slot in slots[: len(jobs)]:
+        needed = slots[: len(jobs)]
+        absent = sum(not slot.up for slot in needed)
+        if absent:
+            own = "a process of its own, which opens" if absent == 1 else "processes of their own, which open"
+            self._message(f"starting {many(absent, 'worker')}: {own} the data and the teacher first")
+        for slot in needed:
             slot.open()
         try:
             while waiting or any(slot.job for slot in slots):
@@ -151,11 +167,16 @@ class _Slot:
         self._ready: Any = None
         self._since = 0.0
 
+    @property
+    def up(self) -> bool:
+        """Whether the process was started."""
+        return self._executor is not None
+
     def open(self) -> None:
         """Start the process, where it is not up; it opens the run while others do the same."""
         from loky import ProcessPoolExecutor
 
-        if self._executor is None:
+        if not self.up:
             self._executor = ProcessPoolExecutor(1, timeout=None, initializer=_settle, initargs=(self.orders,))
             self._ready = self._executor.submit(_ready, self.orders)
 

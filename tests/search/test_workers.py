@@ -32,10 +32,12 @@ def test_workers_give_what_one_process_gives(digits, tmp_path, monkeypatch):
     monkeypatch.setenv("NASDISTILL_CACHE", str(tmp_path / "cache"))
     host = Host.load(third_party=False)
     alone = run_search(resumable(digits), tmp_path / "alone", host=host)
-    helped = run_search(resumable(digits, workers__count=2), tmp_path / "helped", host=host)
+    events = []
+    helped = run_search(resumable(digits, workers__count=2), tmp_path / "helped", host=host, listener=events.append)
     assert outcome(helped, tmp_path / "helped") == outcome(alone, tmp_path / "alone")
     assert list((tmp_path / "helped" / "logs").glob("worker-*.log"))
     assert helped["front"]
+    assert sum(event.kind == "message" and event.text.startswith("starting 2 workers") for event in events) == 1
 
 
 @pytest.mark.slow
@@ -65,11 +67,13 @@ def test_a_worker_that_cannot_open_the_run_ends_the_search_in_words(tmp_path):
     from nasdistill.errors import NasdistillError
 
     RunDirectory.create(tmp_path / "run")
-    workers = Workers(Orders(tmp_path / "run"), 1)
+    said = []
+    workers = Workers(Orders(tmp_path / "run"), 1, message=said.append)
     job = Job("static", "static", 0, Architecture.of("spaces:none", {}, 1))
     with pytest.raises(NasdistillError, match=r"cannot open the run.*config\.json"):
         list(workers.map([job], progress=lambda *_: None, should_stop=lambda: False))
     assert workers.pids() == []
+    assert said == ["starting 1 worker: a process of its own, which opens the data and the teacher first"]
 
 
 @pytest.mark.slow
