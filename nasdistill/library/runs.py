@@ -11,7 +11,7 @@ from typing import Any
 from nasdistill.errors import NasdistillError, UsageError, did_you_mean, one_line
 from nasdistill.files import read_json
 from nasdistill.host import Host
-from nasdistill.interfaces import Candidate
+from nasdistill.interfaces import Candidate, SearchSpace
 from nasdistill.library.students import Source, Student
 from nasdistill.search.journal import candidate_from_json
 from nasdistill.search.result import build_result, front_of, student_id
@@ -297,6 +297,17 @@ class Run:
         found = [rung.get("weights_sha256") for rung in rungs.values() if rung.get("epochs") == candidate.epochs]
         return next(iter(found), None)
 
+    def _teaching(self, arch: Architecture | None) -> dict[str, Any]:
+        """Return how a student was taught: a space may search that. None where its space is not here to say it."""
+        if arch is None:
+            return {"objective": None, "training": None}
+        try:
+            space: SearchSpace = self._host.create(Kind.SEARCH_SPACE, arch.space, self._space_options(arch.space))
+            objective, training = space.teaching(arch, self.config.objective, self.config.training)
+        except NasdistillError:  # whoever builds the student says what is missing
+            return {"objective": None, "training": None}
+        return {"objective": objective.model_dump(mode="json"), "training": training.model_dump(mode="json")}
+
     def _provenance(self, candidate: Candidate, outcome: Mapping[str, Any]) -> dict[str, Any]:
         """Return the record of a student that the search has not saved itself, in the form of ``provenance.json``."""
         config, teacher, task = self.config, self._teacher, self._table("task.json")
@@ -312,8 +323,7 @@ class Run:
             "teacher": {"name": config.teacher.name, "fingerprint": teacher.get("fingerprint")},
             "task": task or {"name": config.task.name, "fingerprint": teacher.get("task_fingerprint")},
             "software": {"nasdistill": version, "plugins": plugins},
-            "objective": config.objective.model_dump(mode="json"),
-            "training": config.training.model_dump(mode="json"),
+            **self._teaching(candidate.architecture),
             "seed": config.search.seed,
             "epochs": candidate.epochs,
             "start": start if candidate.start else None,

@@ -102,3 +102,8 @@ def test_a_search_over_pipelines_trains_one_student_in_different_ways(host, tmp_
         params, told = read_json(folder / "architecture.json")["params"], read_json(folder / "provenance.json")
         assert [loss["weight"] for loss in told["objective"]["losses"]] == [w for w in [params["kd.logit_weight"]] if w]
         assert told["training"]["mixup"] == params["kd.mixup"]
+    for student in students:  # also of one that is not on the front, which the search saves no folder of
+        params, told = student.architecture.params, student.provenance
+        assert [loss["weight"] for loss in told["objective"]["losses"]] == [w for w in [params["kd.logit_weight"]] if w]
+        assert (told["training"]["mixup"], told["objective"]["task_weight"]) == (params["kd.mixup"], 0.5)
+    assert len(list((tmp_path / "run" / "students").iterdir())) < len(students)
