@@ -115,6 +115,45 @@ def text_info(tokenizer: PreTrainedTokenizerBase, source: str, max_length: int) 
     )
 
 
+GENERATION = "generation_config.json"
+"""The file that says with which ids ``generate`` begins, ends and fills up."""
+
+
+def generation_ids(tokenizer: PreTrainedTokenizerBase, source: str) -> dict[str, int | list[int]]:
+    """Return ``bos_token_id``, ``eos_token_id`` (of several ends a list) and ``pad_token_id``, such as are known.
+
+    What the model says whose tokenizer it is comes first, as in transformers: its generation_config.json, then its
+    config.json. Otherwise they are the tokenizer's own.
+
+    Args:
+        tokenizer: as `load_tokenizer` gave it.
+        source: where it was loaded from.
+    """
+    folder, found = model_folder(source), dict[str, int | list[int]]()
+    tables: list[Any] = []
+    for name in (GENERATION, "config.json"):
+        try:
+            tables.append(read_json(folder / name))
+        except (OSError, ValueError):  # a tokenizer may lie alone
+            continue
+    tables.append({name: getattr(tokenizer, name, None) for name in GENERATION_IDS})
+    for name in GENERATION_IDS:
+        values = [table.get(name) for table in tables if isinstance(table, dict)]
+        known = next((value for value in values if _is_ids(value)), None)
+        if known is not None:
+            found[name] = known
+    return found
+
+
+GENERATION_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def _is_ids(value: Any) -> bool:
+    """Return whether a value is a token's id, or several."""
+    many = value if isinstance(value, list) and value else [value]
+    return all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in many)
+
+
 def require_padding(tokenizer: PreTrainedTokenizerBase, source: str) -> int:
     """Return the id of the padding token.
 

@@ -9,7 +9,8 @@ packages that define them (see :mod:`nasdistill_exporters.vendoring`), opened wi
 takes part by answering ``modeling_source``.
 
 Either way the folder is opened and compared with the student before it counts as written. Text models bring their
-tokenizer, and encoders of sentences what the package sentence-transformers reads.
+tokenizer, causal language models the ids that ``generate`` begins, ends and fills up with, and encoders of sentences
+what the package sentence-transformers reads.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class HuggingFaceFolder(Exporter):
             else:
                 assert source is not None
                 facts = write_code(request, source, head)
-            notes = write_text_files(request) if request.io.kind == "tokens" else []
+            notes = write_text_files(request, stock=stock is not None) if request.io.kind == "tokens" else []
             write_json(request.folder / "provenance.json", dict(request.provenance))
             write_text(request.folder / "README.md", model_card(request, head, trust=stock is None))
         return {"auto": head.auto, **facts, **({"notes": notes} if notes else {})}

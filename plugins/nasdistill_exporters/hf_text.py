@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from nasdistill.bridge.tokenizers import load_tokenizer
+from typing import Any
+
+from nasdistill.bridge.tokenizers import GENERATION, GENERATION_IDS, generation_ids, load_tokenizer
 from nasdistill.errors import NasdistillError, one_line
-from nasdistill.files import write_json
+from nasdistill.files import read_json, write_json
 from nasdistill.interfaces import ExportRequest
 from nasdistill_exporters._files import answer, copy_assets
 from nasdistill_exporters.heads import preprocessing
 
 
-def write_text_files(request: ExportRequest) -> list[str]:
-    """Write the tokenizer and, for an encoder of sentences, how it pools; return what could not be written."""
+def write_text_files(request: ExportRequest, *, stock: bool) -> list[str]:
+    """Write the tokenizer and, for an encoder of sentences, how it pools; return what could not be written.
+
+    For a causal language model the file is written, too, from which ``generate`` takes its ids.
+
+    Args:
+        request: the student.
+        stock: its network is a class of transformers.
+    """
     notes = []
     known = preprocessing(request)
     source = known.get("tokenizer")
@@ -26,7 +35,28 @@ def write_text_files(request: ExportRequest) -> list[str]:
             notes.append(f"the tokenizer {source} cannot be read here, so the folder has none: {one_line(error)}")
     if request.io.head == "embedding":
         _write_pooling(request, known.get("max_length"))
+    if request.io.head == "causal_lm":
+        _write_generation(request, str(request.assets or source or ""), stock)
     return notes
+
+
+def _write_generation(request: ExportRequest, source: str, stock: bool) -> None:
+    """Write the ids that ``generate`` begins, ends and fills up with, such as are known and in the vocabulary."""
+    path = request.folder / GENERATION
+    try:
+        known: Any = read_json(path) if path.is_file() else generation_ids(load_tokenizer(source), source)
+    except (NasdistillError, OSError, ValueError):  # there is no tokenizer, as the notes say
+        path.unlink(missing_ok=True)
+        return
+    size = request.io.vocabulary or 0
+    ids: dict[str, Any] = {}
+    for name in GENERATION_IDS:
+        value = known.get(name) if isinstance(known, dict) else None
+        inside = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int) and one < size]
+        if inside:
+            ids[name] = inside if isinstance(value, list) else inside[0]
+    # A network of its own code reads the whole text at every step.
+    write_json(path, {**ids, **({} if stock else {"use_cache": False})})
 
 
 def _write_pooling(request: ExportRequest, longest: object) -> None:

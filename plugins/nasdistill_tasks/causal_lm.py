@@ -9,6 +9,7 @@ needed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nasdistill.files import write_json
 from nasdistill.interfaces.base import Example
 from nasdistill_tasks.text_lm import LanguageModel
 from nasdistill_tasks.text_task import IGNORED
@@ -32,6 +34,11 @@ class CausalLM(LanguageModel):
     space = "decoder"
     framed = False
     shortest = 2
+
+    def write_assets(self, folder: Path) -> None:
+        """Write the tokenizer, and the ids that ``generate`` begins, ends and fills up with."""
+        super().write_assets(folder)
+        write_json(folder / "generation_config.json", self._encoder.generation())
 
     def _labels(
         self, rows: Sequence[NDArray[Any]], inputs: dict[str, Tensor], key: int, ids: NDArray[np.int64]

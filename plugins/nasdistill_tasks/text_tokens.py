@@ -80,6 +80,9 @@ class Encoder(Protocol):
     def save(self, folder: Path) -> None:
         """Write a tokenizer of transformers that makes the same ids."""
 
+    def generation(self) -> dict[str, Any]:
+        """Return the ids that generating begins, ends and fills up with, in transformers' words."""
+
 
 class Characters:
     """See :class:`Encoder` and the module's text.
@@ -148,6 +151,10 @@ class Characters:
         from nasdistill.bridge.tokenizers import save_characters
 
         save_characters(self.vocabulary, folder, framed=bool(self.prefix))
+
+    def generation(self) -> dict[str, Any]:
+        """Return the id that fills up; text of characters has no end."""
+        return {"pad_token_id": self.pad_id}
 
 
 def letters_of(texts: Iterable[str]) -> str:
@@ -234,6 +241,12 @@ class Pretrained:
     def save(self, folder: Path) -> None:
         """Write the tokenizer."""
         self._tokenizer.save_pretrained(str(folder))
+
+    def generation(self) -> dict[str, Any]:
+        """Return the ids of the model that the tokenizer belongs to, else its own."""
+        from nasdistill.bridge.tokenizers import generation_ids
+
+        return dict(generation_ids(self._tokenizer, self.source))
 
     def _call(self, texts: list[str], **how: Any) -> list[list[int]]:
         found: list[list[int]] = self._tokenizer(

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -599,6 +600,22 @@ def test_a_tokenizer_of_transformers_is_written_with_the_students(prepared, word
     task = prepared(TextClassification, tokenizer=words)
     task.write_assets(tmp_path)
     assert vocabulary_sha256(load_tokenizer(str(tmp_path))) == task.text.vocabulary_sha256
+    assert not (tmp_path / "generation_config.json").exists()
+
+
+def test_a_language_models_ids_for_generating_are_written_with_its_students(prepared, words, tmp_path):
+    own = tmp_path / "model"
+    shutil.copytree(words, own)
+    told = []
+    for said in ({}, {"config.json": {"eos_token_id": 7}},
+                 {"generation_config.json": {"eos_token_id": [3, 5], "temperature": 0.1}}):  # fmt: skip
+        for name, content in said.items():
+            (own / name).write_text(json.dumps(content))
+        folder = tmp_path / str(len(told))
+        folder.mkdir()
+        prepared(CausalLM, tokenizer=str(own)).write_assets(folder)
+        told.append(json.loads((folder / "generation_config.json").read_text()))
+    assert told == [{"eos_token_id": end, "pad_token_id": 0} for end in (5, 7, [3, 5])]
 
 
 def test_a_missing_file_is_compared_with_files_of_text_alone(tmp_path):
