@@ -1,13 +1,41 @@
-"""Attention variants in the layers of a space's networks: which may stand there, and fresh ones."""
+"""Attention variants in the layers of a space's networks: the choice of them, which may stand there, and fresh ones."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Self
+
+from pydantic import Field, field_validator, model_validator
 
 from nasdistill.errors import ArchitectureError, UnknownComponentError
 from nasdistill.interfaces import AttentionCore, AttentionGeometry, SearchSpace
 from nasdistill.spec.component import Kind
+from nasdistill.spec.options import ComponentOptions
+
+Variants = tuple[Annotated[str, Field(min_length=1)], ...]
+
+
+class VariantOptions(ComponentOptions):
+    """The attention variants that are choices of a space, and their options."""
+
+    attention: Variants = Field(("softmax",), min_length=1, description="Attention variants.")
+    attention_options: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="Options of the variants, by the name used in `attention`."
+    )
+
+    @field_validator("attention")
+    @classmethod
+    def _distinct_variants(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("the same variant twice")
+        return value
+
+    @model_validator(mode="after")
+    def _options_of_listed_variants(self) -> Self:
+        unknown = sorted(set(self.attention_options) - set(self.attention))
+        if unknown:
+            raise ValueError(f"attention_options for {', '.join(unknown)}, which `attention` does not list")
+        return self
 
 
 def core_class(space: SearchSpace, name: str, *, padding: bool = False) -> type[AttentionCore]:

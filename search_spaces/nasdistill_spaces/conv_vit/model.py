@@ -77,9 +77,13 @@ class Attention(nn.Module):
         # axis, which leaves no axis of length 1 to be squeezed out of three tensors.
         split = self.qkv(x).reshape(-1, self.tokens, 3 * self.heads, self.head_dim).transpose(1, 2)
         q, k, v = split.split(self.heads, dim=1)
-        context = AttentionContext(layer=self.layer, layout=self.layout, layer_input=x, store=store)
+        context = self.attention_context(x, store)
         out = self.core(q, k, v, context).out
         return self.proj(out.transpose(1, 2).reshape(-1, self.tokens, self.heads * self.head_dim))  # type: ignore[no-any-return]
+
+    def attention_context(self, x: Tensor, store: MutableMapping[str, Any]) -> AttentionContext:
+        """Return what attention is told beside q, k and v; the arguments are those of `forward`."""
+        return AttentionContext(layer=self.layer, layout=self.layout, layer_input=x, store=store)
 
 
 class Mlp(nn.Module):

@@ -23,12 +23,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 from torch import nn
 
-from nasdistill.errors import ArchitectureError, UnknownComponentError
+from nasdistill.errors import ArchitectureError
 from nasdistill.interfaces import (
     AttentionCore,
     AttentionGeometry,
@@ -39,22 +39,18 @@ from nasdistill.interfaces import (
     TokenLayout,
 )
 from nasdistill.spec.architecture import Architecture, Axis, Value
-from nasdistill.spec.component import Kind
 from nasdistill.spec.io import Cost, IOSpec, conv_output
-from nasdistill.spec.options import ComponentOptions
 from nasdistill_spaces.conv_vit.inherit import inherit_weights
 from nasdistill_spaces.conv_vit.model import BlockShape, ConvVitNet, StemLayer
 from nasdistill_spaces.conv_vit.standalone import conv_vit
+from nasdistill_spaces.cores import VariantOptions, Variants, core_class, fresh_core
 from nasdistill_spaces.images import image_problem, unique_sorted
 from nasdistill_spaces.plan import Plan, PlannedSpace, halvings_to
-
-if TYPE_CHECKING:
-    pass
 
 Width = Annotated[int, Field(ge=1, le=8192)]
 
 
-class ConvVitOptions(ComponentOptions):
+class ConvVitOptions(VariantOptions):
     """The choices of every axis, and what all points share."""
 
     stem_width: tuple[Width, ...] = Field((8, 16, 32), min_length=1, description="Channels of the first convolution.")
@@ -71,11 +67,8 @@ class ConvVitOptions(ComponentOptions):
     mlp_ratio: tuple[Annotated[int | float, Field(gt=0, le=16)], ...] = Field(
         (1, 2, 4), min_length=1, description="MLP neurons / C, for each block."
     )
-    attention: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+    attention: Variants = Field(
         ("softmax", "flow", "sigmoid", "linear", "window"), min_length=1, description="Variants, for each block."
-    )
-    attention_options: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="Options of the variants, by the name used in `attention`."
     )
     head_dim: int = Field(32, ge=0, le=1024, description="Size of a head; 0 means C / heads.")
     position: Literal["learned", "sincos"] = Field("learned", description="Position embedding of the tokens.")
@@ -85,18 +78,8 @@ class ConvVitOptions(ComponentOptions):
     def _sorted(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         return unique_sorted(value)
 
-    @field_validator("attention")
-    @classmethod
-    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(value)) != len(value):
-            raise ValueError("the same variant twice")
-        return value
-
     @model_validator(mode="after")
     def _consistent(self) -> ConvVitOptions:
-        unknown = sorted(set(self.attention_options) - set(self.attention))
-        if unknown:
-            raise ValueError(f"attention_options for {', '.join(unknown)}, which `attention` does not list")
         if self.head_dim == 0:
             bare = [width for width in self.width if all(width % heads for heads in self.heads)]
             if bare:
@@ -203,7 +186,7 @@ class ConvVit(PlannedSpace):
             "outputs": io.outputs,
         }
         return ModelingSource(
-            conv_vit, config, {shape.attention: self._core_class(shape.attention) for shape in blocks}
+            conv_vit, config, {shape.attention: core_class(self, shape.attention) for shape in blocks}
         )
 
     def inherit(
@@ -247,7 +230,7 @@ class ConvVit(PlannedSpace):
         """Append one block; its two branches leave from, and return to, the residual stream."""
         geometry, stream = shape.geometry, plan.last
         width, inner = geometry.dim, geometry.heads * geometry.head_dim
-        variant = self._core_class(shape.attention)
+        variant = core_class(self, shape.attention)
         core = variant.cost(geometry, tokens, tokens, self.options.attention_options.get(shape.attention))
 
         def linear(path: str, inputs: int, outputs: int) -> str:
@@ -307,26 +290,4 @@ class ConvVit(PlannedSpace):
 
     def _core(self, shape: BlockShape) -> AttentionCore:
         """Return a fresh core for one block."""
-        self._core_class(shape.attention)
-        options = self.options.attention_options.get(shape.attention)
-        core: AttentionCore = self.host.create(Kind.ATTENTION, shape.attention, options, geometry=shape.geometry)
-        return core
-
-    def _core_class(self, name: str) -> type[AttentionCore]:
-        """Return a variant's class.
-
-        Raises:
-            ArchitectureError: unknown, or not a variant that can stand in an encoder's block.
-        """
-        try:
-            tags = self.host.tags(Kind.ATTENTION, name)
-        except UnknownComponentError as error:
-            raise ArchitectureError(f"{self.id}: {error.message}", hint=error.hint) from error
-        if tags.level != "core" or not tags.bidirectional:
-            raise ArchitectureError(
-                f"{self.id}: attention variant {name!r} cannot stand in a block: it is of level {tags.level!r}"
-                + ("" if tags.bidirectional else " and works with a causal mask only"),
-                hint="nasdistill plugins list --kind attention names all variants; choose some of level 'core'.",
-            )
-        found: type[AttentionCore] = self.host.load(Kind.ATTENTION, name)
-        return found
+        return fresh_core(self, shape.attention, shape.geometry, self.options.attention_options)

@@ -166,9 +166,14 @@ class Attention(nn.Module):
         )
         if angles is not None:
             q, k = rotate(q, *angles), rotate(k, *angles)
-        context = AttentionContext(mask=mask, layer=self.layer, layer_input=x, store=store)
-        out = self.core(q, k, v, context).out
+        out = self.core(q, k, v, self.attention_context(x, mask, angles, store)).out
         return self.o_proj(out.transpose(1, 2).reshape(*x.shape[:2], -1))  # type: ignore[no-any-return]
+
+    def attention_context(
+        self, x: Tensor, mask: AttentionMask, angles: tuple[Tensor, Tensor] | None, store: MutableMapping[str, Any]
+    ) -> AttentionContext:
+        """Return what attention is told beside q, k and v; the arguments are those of `forward`."""
+        return AttentionContext(mask=mask, layer=self.layer, layer_input=x, store=store)
 
 
 ACTIVATIONS: Mapping[str, Any] = {

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from nasdistill.spec.options import ComponentOptions
+from nasdistill_spaces.cores import VariantOptions, Variants
 from nasdistill_spaces.decoder.model import DecoderShape, parameter_count
 from nasdistill_spaces.images import unique_sorted
 
@@ -17,7 +17,7 @@ AXES = ("layers", "width", "heads", "groups", "queries", "mlp")
 """Sizes that can be axes; `heads` where each query head has its own keys and values, else `groups` and `queries`."""
 
 
-class DecoderOptions(ComponentOptions):
+class DecoderOptions(VariantOptions):
     """The largest network (the teacher's sizes, filled in from it), the choices, and how weights are inherited."""
 
     style: Literal["gpt2", "llama"] = Field("gpt2", description="GPT-2's parts, or Llama's (Qwen2's, Mistral's).")
@@ -47,11 +47,8 @@ class DecoderOptions(ComponentOptions):
         default_factory=dict, description="Choices of single axes, instead of `shares`."
     )
     per_layer: bool = Field(False, description="Heads and neurons of each layer are axes of their own.")
-    attention: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+    attention: Variants = Field(
         ("softmax",), min_length=1, description="Variants, for each layer; with one there is no such axis."
-    )
-    attention_options: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="Options of the variants, by the name used in `attention`."
     )
     params: float | None = Field(
         None, gt=0, description="Only points of so many parameters; up to 1 it is a share of the largest network's."
@@ -78,18 +75,8 @@ class DecoderOptions(ComponentOptions):
             raise ValueError(f"no choice for {empty[0]}")
         return {name: unique_sorted(sizes) for name, sizes in value.items()}
 
-    @field_validator("attention")
-    @classmethod
-    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(value)) != len(value):
-            raise ValueError("the same variant twice")
-        return value
-
     @model_validator(mode="after")
     def _consistent(self) -> DecoderOptions:
-        unknown = sorted(set(self.attention_options) - set(self.attention))
-        if unknown:
-            raise ValueError(f"attention_options for {', '.join(unknown)}, which `attention` does not list")
         if self.heads % self.groups:
             raise ValueError(f"{self.groups} key/value heads do not divide {self.heads} query heads")
         if not self.head_dim and self.width % self.heads:

@@ -26,7 +26,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -51,9 +51,6 @@ from nasdistill_spaces.decoder.options import DecoderOptions
 from nasdistill_spaces.decoder.standalone import decoder
 from nasdistill_spaces.plan import Plan, PlannedSpace
 from nasdistill_spaces.slicing import SliceCopier
-
-if TYPE_CHECKING:
-    pass
 
 HELP = {
     "layers": "number of layers", "width": "channels of the residual stream", "heads": "attention heads",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 from torch import nn
@@ -24,9 +24,8 @@ from nasdistill.interfaces import (
 )
 from nasdistill.spec.architecture import Architecture, Value
 from nasdistill.spec.io import Cost, IOSpec
-from nasdistill.spec.options import ComponentOptions
 from nasdistill_spaces.choices import source_layers, unique
-from nasdistill_spaces.cores import core_class, fresh_core
+from nasdistill_spaces.cores import VariantOptions, core_class, fresh_core
 from nasdistill_spaces.encoder.model import EncoderNet, EncoderShape
 from nasdistill_spaces.encoder.planning import plan_of
 from nasdistill_spaces.encoder.ranking import rank
@@ -40,15 +39,12 @@ from nasdistill_spaces.images import unique_sorted
 from nasdistill_spaces.layers import LayerShape
 from nasdistill_spaces.plan import Plan, PlannedSpace
 
-if TYPE_CHECKING:
-    pass
-
 Count = Annotated[int, Field(ge=1, le=1 << 20)]
 Choices = tuple[Count, ...]
 HEADS = ("classes", "embedding", "masked_lm")
 
 
-class EncoderSpaceOptions(ComponentOptions):
+class EncoderSpaceOptions(VariantOptions):
     """What both spaces may be told."""
 
     teacher: TeacherSizes = Field(
@@ -57,12 +53,6 @@ class EncoderSpaceOptions(ComponentOptions):
     layers: Choices | None = Field(None, min_length=1, description="Choices of layers, instead of the usual ones.")
     hidden: Choices | None = Field(None, min_length=1, description="Choices of the width H, likewise.")
     heads: Choices | None = Field(None, min_length=1, description="Choices of heads, likewise.")
-    attention: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        ("softmax",), min_length=1, description="Attention variants."
-    )
-    attention_options: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="Options of the variants, by the name used in `attention`."
-    )
     ranking: Literal["none", "importance"] = Field(
         "none", description="Keep the first channels, heads and neurons of the teacher, or the most important ones."
     )
@@ -73,18 +63,8 @@ class EncoderSpaceOptions(ComponentOptions):
     def _sorted(cls, value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
         return None if value is None else unique_sorted(value)
 
-    @field_validator("attention")
-    @classmethod
-    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(value)) != len(value):
-            raise ValueError("the same variant twice")
-        return value
-
     @model_validator(mode="after")
     def _consistent(self) -> EncoderSpaceOptions:
-        unknown = sorted(set(self.attention_options) - set(self.attention))
-        if unknown:
-            raise ValueError(f"attention_options for {', '.join(unknown)}, which `attention` does not list")
         for name in ("layers", "hidden", "heads"):
             given, most = getattr(self, name), getattr(self.teacher, name)
             if given and given[-1] > most:

@@ -132,12 +132,16 @@ class SelfAttention(nn.Module):
         def split(y: Tensor) -> Tensor:
             return y.reshape(-1, tokens, self.heads, self.head_dim).transpose(1, 2)
 
+        context = self.attention_context(x, real, store)
+        out = self.core(split(self.query(x)), split(self.key(x)), split(self.value(x)), context).out
+        return out.transpose(1, 2).reshape(-1, tokens, self.heads * self.head_dim)  # type: ignore[no-any-return]
+
+    def attention_context(self, x: Tensor, real: Tensor | None, store: MutableMapping[str, Any]) -> AttentionContext:
+        """Return what attention is told beside q, k and v; the arguments are those of `forward`."""
         mask = None
         if real is not None:
             mask = AttentionMask(key_valid=real, query_valid=real if self.masks_queries else None)
-        context = AttentionContext(mask=mask, layer=self.layer, layer_input=x, store=store)
-        out = self.core(split(self.query(x)), split(self.key(x)), split(self.value(x)), context).out
-        return out.transpose(1, 2).reshape(-1, tokens, self.heads * self.head_dim)  # type: ignore[no-any-return]
+        return AttentionContext(mask=mask, layer=self.layer, layer_input=x, store=store)
 
 
 class Output(nn.Module):

@@ -101,10 +101,14 @@ class Attention(nn.Module):
         def split(y: Tensor) -> Tensor:  # fixed sizes, so that the exported graph computes no shapes
             return y.reshape(-1, self.tokens, self.heads, self.head_dim).transpose(1, 2)
 
-        context = AttentionContext(layer=self.layer, layout=self.layout, layer_input=x, store=store)
+        context = self.attention_context(x, store)
         out = self.core(split(self.q_proj(x)), split(self.k_proj(x)), split(self.v_proj(x)), context).out
         out = out.transpose(1, 2).reshape(-1, self.tokens, self.heads * self.head_dim)
         return self.o_proj(out)  # type: ignore[no-any-return]
+
+    def attention_context(self, x: Tensor, store: MutableMapping[str, Any]) -> AttentionContext:
+        """Return what attention is told beside q, k and v; the arguments are those of `forward`."""
+        return AttentionContext(layer=self.layer, layout=self.layout, layer_input=x, store=store)
 
 
 class Mlp(nn.Module):

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 from torch import nn
@@ -35,18 +35,14 @@ from nasdistill.interfaces import (
 )
 from nasdistill.spec.architecture import Architecture, Axis
 from nasdistill.spec.io import Cost, IOSpec
-from nasdistill.spec.options import ComponentOptions
 from nasdistill_spaces.choices import half_up, unique
-from nasdistill_spaces.cores import core_class, fresh_core
+from nasdistill_spaces.cores import VariantOptions, Variants, core_class, fresh_core
 from nasdistill_spaces.images import image_problem, unique_sorted
 from nasdistill_spaces.plan import Plan, PlannedSpace, halvings_to
 from nasdistill_spaces.vit.pit_model import PitNet, PitShape, StageShape
 from nasdistill_spaces.vit.pit_standalone import pit
 from nasdistill_spaces.vit.pit_weights import inherit_pit, read_pit
 from nasdistill_spaces.vit.planning import add_layer, add_patches
-
-if TYPE_CHECKING:
-    pass
 
 Counts = Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(min_length=1)]
 BASE_DIM = (16, 24, 32, 40)
@@ -55,7 +51,7 @@ DEPTH = ((1, 2, 3), (4, 6, 8), (2, 4, 6))
 HEADS = ((2, 4, 8),) * 3
 
 
-class PitOptions(ComponentOptions):
+class PitOptions(VariantOptions):
     """The choices of every axis, and what all points share."""
 
     base_dim: Counts = Field(BASE_DIM, description="Size of every head.")
@@ -64,12 +60,7 @@ class PitOptions(ComponentOptions):
     )
     depth: tuple[Counts, ...] = Field(DEPTH, min_length=1, max_length=5, description="Blocks, for each stage.")
     heads: tuple[Counts, ...] = Field(HEADS, min_length=1, max_length=5, description="Heads, for each stage.")
-    attention: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        ("softmax",), min_length=1, description="Attention variants, for each stage."
-    )
-    attention_options: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="Options of the variants, by the name used in `attention`."
-    )
+    attention: Variants = Field(("softmax",), min_length=1, description="Attention variants, for each stage.")
     patch: int | None = Field(None, ge=1, le=256, description="Side of a patch; chosen for the images if not given.")
     stride: int | None = Field(None, ge=1, le=256, description="Pixels from patch to patch, given with `patch`.")
 
@@ -83,18 +74,8 @@ class PitOptions(ComponentOptions):
     def _each_sorted(cls, value: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
         return tuple(unique_sorted(part) for part in value)
 
-    @field_validator("attention")
-    @classmethod
-    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(value)) != len(value):
-            raise ValueError("the same variant twice")
-        return value
-
     @model_validator(mode="after")
     def _consistent(self) -> PitOptions:
-        unknown = sorted(set(self.attention_options) - set(self.attention))
-        if unknown:
-            raise ValueError(f"attention_options for {', '.join(unknown)}, which `attention` does not list")
         if len(self.depth) != len(self.heads):
             raise ValueError(f"depth has {len(self.depth)} stages, heads {len(self.heads)}")
         if (self.patch is None) != (self.stride is None):

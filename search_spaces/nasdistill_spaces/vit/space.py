@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
@@ -41,9 +41,8 @@ from nasdistill.interfaces import (
 )
 from nasdistill.spec.architecture import Architecture, Axis, Value
 from nasdistill.spec.io import Cost, IOSpec
-from nasdistill.spec.options import ComponentOptions
 from nasdistill_spaces.choices import half_up, layer_axis, source_layers, union, unique
-from nasdistill_spaces.cores import core_class, fresh_core
+from nasdistill_spaces.cores import VariantOptions, Variants, core_class, fresh_core
 from nasdistill_spaces.images import image_problem, unique_sorted
 from nasdistill_spaces.layers import LayerShape
 from nasdistill_spaces.plan import Plan, PlannedSpace
@@ -56,14 +55,11 @@ from nasdistill_spaces.vit.standalone import PER_LAYER, vit
 from nasdistill_spaces.vit.stock import stock_model
 from nasdistill_spaces.vit.weights import inherit_weights, rank
 
-if TYPE_CHECKING:
-    pass
-
 Choices = tuple[Annotated[int, Field(ge=1, le=1 << 20)], ...]
 SIZES = ("embed", "depth", "heads", "mlp_ratio")
 
 
-class VitOptions(ComponentOptions):
+class VitOptions(VariantOptions):
     """The table, or the choices themselves, and what all points share."""
 
     teacher: VitSizes = Field(
@@ -78,12 +74,7 @@ class VitOptions(ComponentOptions):
     mlp_ratio: tuple[Annotated[float, Field(gt=0, le=64)], ...] | None = Field(
         None, min_length=1, description="Choices of MLP neurons / C, for each block."
     )
-    attention: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        ("softmax",), min_length=1, description="Attention variants, for each block."
-    )
-    attention_options: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="Options of the variants, by the name used in `attention`."
-    )
+    attention: Variants = Field(("softmax",), min_length=1, description="Attention variants, for each block.")
     ranking: Literal["none", "importance"] = Field(
         "none", description="Keep the first channels, heads and neurons of the teacher, or the most important ones."
     )
@@ -94,18 +85,8 @@ class VitOptions(ComponentOptions):
     def _sorted(cls, value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
         return None if value is None else unique_sorted(value)
 
-    @field_validator("attention")
-    @classmethod
-    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(value)) != len(value):
-            raise ValueError("the same variant twice")
-        return value
-
     @model_validator(mode="after")
     def _consistent(self) -> VitOptions:
-        unknown = sorted(set(self.attention_options) - set(self.attention))
-        if unknown:
-            raise ValueError(f"attention_options for {', '.join(unknown)}, which `attention` does not list")
         for name in ("embed", "depth", "heads"):
             given, most = getattr(self, name), getattr(self.teacher, name)
             if given and given[-1] > most:
