@@ -44,7 +44,15 @@ from nasdistill.bridge.views import (
     unpack_view,
 )
 from nasdistill.errors import MismatchError
-from nasdistill.interfaces import AttentionGeometry, AttentionView, Batch, ComponentFactory, TokenLayout, Transformed
+from nasdistill.interfaces import (
+    AttentionCore,
+    AttentionGeometry,
+    AttentionView,
+    Batch,
+    ComponentFactory,
+    TokenLayout,
+    Transformed,
+)
 from nasdistill.spec.component import AttentionTags, Kind
 
 if TYPE_CHECKING:
@@ -528,7 +536,7 @@ def _put(model: nn.Module, path: str, swap: Swap, core: nn.Module) -> None:
     module = model.get_submodule(path)
     if isinstance(module, SwappedAttention):  # a core for another core
         swap.undo = module.swap.undo
-    elif any(hasattr(module, name) for name in ("core", "swap")):
+    elif hasattr(module, "swap") or (hasattr(module, "core") and not (swap.level != "core" and _has_own_core(module))):
         raise MismatchError(f"{path!r} ({type(module).__name__}) has an attribute of its own named core or swap")
     else:
         _open_paths(model, path, module, swap)
@@ -541,6 +549,11 @@ def _put(model: nn.Module, path: str, swap: Swap, core: nn.Module) -> None:
         module.__class__ = swapped_class(mixin, type(module))
     changed = cast("SwappedAttention", module)
     changed.core, changed.swap = core, swap
+
+
+def _has_own_core(module: nn.Module) -> bool:
+    """Return whether a module is built around a core of ours, which goes with its projections, and says its context."""
+    return isinstance(getattr(module, "core", None), AttentionCore) and hasattr(module, "attention_context")
 
 
 def _open_paths(model: nn.Module, path: str, module: nn.Module, swap: Swap) -> None:

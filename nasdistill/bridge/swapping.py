@@ -211,7 +211,8 @@ class OwnAttention(SwappedAttention):
             x, source = x.transpose(0, 1), None if source is None else source.transpose(0, 1)
         if swap.first:
             swap.store.clear()
-        ctx = self._context(given, x, x if source is None else source)
+        own = getattr(self, "attention_context", None)  # a module around a core of ours knows its masks
+        ctx = self._context(given, x, x if source is None else source) if own is None else own(*args, **kwargs)
         out = self.core(x, ctx, source).out
         out = out.transpose(0, 1) if swap.token_first else out
         return out if swap.returns < 0 else (out, *(None,) * swap.returns)

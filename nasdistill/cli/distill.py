@@ -138,6 +138,11 @@ def find_architecture(
         space, arch = read_architecture(Spaces(host, named, None if named else teacher()), value, where)
         return arch, space.options.model_dump(mode="json"), {}
     student = find_student(text, host=host)
+    if student.transforms:
+        from nasdistill.cli.output import info
+
+        names = ", ".join(step.name for step in student.transforms)
+        info(f"{text} went through {names}; what is trained here is the network before that")
     space = student.space()
     space.check(student.architecture)
     folder = Path(text if Path(text).is_dir() else run_or_text).resolve()

@@ -26,7 +26,7 @@ from nasdistill.interfaces.batch import Batch
 from nasdistill.interfaces.recipe import TEACHER, Origin, Stage, StageResult
 from nasdistill.interfaces.task import Evaluation, Split, Task
 from nasdistill.interfaces.teacher import TeacherSession
-from nasdistill.interfaces.transform import Transform, Transformed
+from nasdistill.interfaces.transform import Applied, Transform, Transformed
 from nasdistill.seeds import derive_seed, seeded
 from nasdistill.spec.architecture import Architecture
 from nasdistill.spec.component import Kind
@@ -80,6 +80,7 @@ class StageRunner:
         self.record: list[dict[str, Any]] = []
         self._origin, self._calibration = origin, calibration
         self._points: WeakKeyDictionary[nn.Module, Architecture] = WeakKeyDictionary()
+        self._applied: WeakKeyDictionary[nn.Module, tuple[Applied, ...]] = WeakKeyDictionary()
         self._host, self._training, self._seed, self._device = host, training, seed, device
         self._data = {"task": task, **(data or {})}
         self._cache, self._cache_dir, self._folder = cache, cache_dir, folder
@@ -113,9 +114,21 @@ class StageRunner:
         self._note("candidate", architecture.id, params=parameters, notes=list(notes))
         return model.to(self._device)
 
+    def register_student(self, model: nn.Module) -> None:
+        """Say that a network is the recipe's student, which `origin` describes."""
+        if self._origin is not None:
+            self._points[model] = self._origin.architecture
+
     def architecture_of(self, model: nn.Module) -> Architecture | None:
-        """Return the point that a network was made for by :meth:`candidate`, None for other networks."""
+        """Return the point that a network was built for; None where it is not known.
+
+        It is known of the student, of what :meth:`candidate` made, and of what became of these by :meth:`transform`.
+        """
         return self._points.get(model)
+
+    def transforms_of(self, model: nn.Module) -> tuple[Applied, ...]:
+        """Return what a network went through by :meth:`transform`, first to last."""
+        return self._applied.get(model, ())
 
     def train(self, stage: Stage, student: nn.Module) -> StageResult:
         """Run one stage; `student` is trained in place.
@@ -154,6 +167,11 @@ class StageRunner:
         calibration = [b for b, _ in zip(self.task.batches("train", batch_size=64), range(4), strict=False)]
         with seeded(self._seed, "transform", name):
             made = transform.apply(student, calibration, self.task.forward)
+        if student in self._points:
+            self._points[made.model] = self._points[student]
+        options = {} if transform.options is None else transform.options.model_dump(mode="json")
+        step = Applied(self._host.canonical(Kind.TRANSFORM, name), options, made.config)
+        self._applied[made.model] = (*self.transforms_of(student), step)
         self._note("transform", name, **made.report)
         return made
 

@@ -30,17 +30,17 @@ from nasdistill.interfaces.strategy import INHERITED, Candidate, SearchSession, 
 from nasdistill.interfaces.target import Availability, Prepared, PrepareRequest, Target
 from nasdistill.interfaces.task import Evaluation, Metric, Split, Task
 from nasdistill.interfaces.teacher import SingleTeacher, Teacher, TeacherSession, Tracer
-from nasdistill.interfaces.transform import Transform, Transformed
+from nasdistill.interfaces.transform import Applied, Transform, Transformed
 
 __all__ = [
-    "INHERITED", "AttentionContext", "AttentionCore", "AttentionGeometry", "AttentionMask", "AttentionResult",
-    "AttentionView", "Availability", "Batch", "Candidate", "Component", "ComponentFactory", "DataReducer", "Diagnostic",
-    "DistillationLoss", "Evaluation", "Example", "ExportRequest", "Exporter", "Finding", "InheritReport", "Metric",
-    "ModelAttention", "ModelGeometry", "ModelingSource", "ModuleAttention", "PrepareRequest", "Prepared", "Proxy",
-    "ProxyInput", "ProxyScore", "Recipe", "RecipeRunner", "ReducedData", "ReportSection", "RotaryEmbedding",
-    "SamplerFactory", "SearchSession", "SearchSetting", "SearchSpace", "Section", "SharedWeights", "Signal",
-    "SingleTeacher", "Site", "SiteNeeds", "SiteShape", "Split", "Stage", "StageResult", "StepInfo", "StockModel",
-    "Strategy", "SubSpace", "Supernet", "Target", "Task", "Teacher", "TeacherInfo", "TeacherSession", "Terms",
-    "TextInfo", "TokenLayout", "Trace", "Tracer", "Transform", "Transformed", "WeightSource", "refuse_undeclared",
-    "static_shape",
+    "INHERITED", "Applied", "AttentionContext", "AttentionCore", "AttentionGeometry", "AttentionMask",
+    "AttentionResult", "AttentionView", "Availability", "Batch", "Candidate", "Component", "ComponentFactory",
+    "DataReducer", "Diagnostic", "DistillationLoss", "Evaluation", "Example", "ExportRequest", "Exporter",
+    "Finding", "InheritReport", "Metric", "ModelAttention", "ModelGeometry", "ModelingSource", "ModuleAttention",
+    "PrepareRequest", "Prepared", "Proxy", "ProxyInput", "ProxyScore", "Recipe", "RecipeRunner", "ReducedData",
+    "ReportSection", "RotaryEmbedding", "SamplerFactory", "SearchSession", "SearchSetting", "SearchSpace",
+    "Section", "SharedWeights", "Signal", "SingleTeacher", "Site", "SiteNeeds", "SiteShape", "Split", "Stage",
+    "StageResult", "StepInfo", "StockModel", "Strategy", "SubSpace", "Supernet", "Target", "Task", "Teacher",
+    "TeacherInfo", "TeacherSession", "Terms", "TextInfo", "TokenLayout", "Trace", "Tracer", "Transform",
+    "Transformed", "WeightSource", "refuse_undeclared", "static_shape",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 
 from nasdistill.interfaces.base import Component
+from nasdistill.interfaces.transform import Applied
 from nasdistill.spec.architecture import Architecture
 from nasdistill.spec.io import IOSpec
 
@@ -34,6 +35,8 @@ class ExportRequest:
         space: the space that built the model, with the options it was built with.
         name: the student's name.
         assets: folder with what serving needs beside the weights (a tokenizer); None when there is nothing.
+        transforms: what the model went through after the space had built it; its modules are then no longer those of
+            the space, so that `stock_model` and `modeling_source` describe another network.
     """
 
     model: nn.Module
@@ -45,6 +48,7 @@ class ExportRequest:
     space: SearchSpace
     name: str = "student"
     assets: Path | None = None
+    transforms: Sequence[Applied] = ()
 
 
 class Exporter(Component, ABC):

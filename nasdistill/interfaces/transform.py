@@ -36,6 +36,34 @@ class Transformed:
     cost: Cost | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """A transform that a network went through, as plain data: `rebuild` repeats it on a fresh network.
+
+    Attributes:
+        name: canonical id.
+        options: of the transform.
+        config: what it returned for `rebuild`.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return {"name": self.name, "options": dict(self.options), "config": dict(self.config)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Applied:
+        """Read what `to_json` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is something else.
+        """
+        return cls(str(value["name"]), dict(value["options"]), dict(value["config"]))
+
+
 class Transform(Component, ABC):
     """A model-to-model step.
 

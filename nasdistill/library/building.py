@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ from torch import nn
 
 from nasdistill.errors import BrokenComponentError, NasdistillError, UnknownComponentError, UsageError
 from nasdistill.host import Host
-from nasdistill.interfaces import SearchSpace
+from nasdistill.interfaces import SearchSpace, Transform
+from nasdistill.interfaces.transform import Applied
 from nasdistill.seeds import seeded
 from nasdistill.spec.architecture import Architecture, read_json
 from nasdistill.spec.component import Kind
 from nasdistill.spec.io import IOSpec
-from nasdistill.store import read_io
+from nasdistill.store import read_io, read_transforms
 
 _log = logging.getLogger("nasdistill.library")
 
@@ -70,7 +71,7 @@ def build(
     host = host or Host.load()
     space = open_space(arch.space, options, host)
     arch = Architecture.of(space.id, arch.params, arch.version)  # files may say the bare name
-    return build_network(space, arch, io, host, seed=seed)
+    return build_network(space, arch, io, host, seed=seed, transforms=read_transforms(raw, where=where))
 
 
 def build_network(
@@ -81,15 +82,29 @@ def build_network(
     *,
     seed: int = 0,
     recorded: Iterable[Mapping[str, Any]] = (),
+    transforms: Sequence[Applied] = (),
 ) -> nn.Module:
     """Return an architecture's network with fresh weights, in eval mode; the global random state is left as it was.
 
+    Args:
+        space: of the architecture.
+        arch: what to build.
+        io: input and output.
+        host: where transforms come from.
+        seed: of the fresh weights.
+        recorded: the plugins that were there when it was used.
+        transforms: what it went through after it was built, repeated without data.
+
     Raises:
-        NasdistillError: as the space says, with the recorded plugins named that are not here.
+        NasdistillError: as the space or a transform says, with the recorded plugins named that are not here.
     """
     try:
         with seeded(seed, "init", arch.fingerprint):
-            return space.build(arch, io).eval()
+            network = space.build(arch, io)
+            for step in transforms:
+                transform: Transform = host.create(Kind.TRANSFORM, step.name, dict(step.options))
+                network = transform.rebuild(network, step.config)
+            return network.eval()
     except NasdistillError as error:
         absent = absent_plugins(recorded, host)
         if absent is None:

@@ -32,7 +32,7 @@ def export_student(
     with atomic_folder(place) as temporary:
         request = ExportRequest(
             model, student.architecture, student.io, example_inputs(student.io), student.provenance, temporary, space,
-            student.id, student.assets,
+            student.id, student.assets, student.transforms,
         )  # fmt: skip
         try:
             facts = exporter.export(request)

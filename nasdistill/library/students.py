@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nasdistill.errors import UsageError, one_line
 from nasdistill.host import Host
+from nasdistill.interfaces.transform import Applied
 from nasdistill.library.building import build_network, open_space
 from nasdistill.spec.architecture import Architecture
 from nasdistill.spec.io import IOSpec
@@ -35,6 +36,7 @@ class Source:
         weights_sha256: the file's hash; None where none was recorded.
         plugins: the plugins that were there (`plugin`, `distribution`, `version`).
         assets: folder of what serving it needs beside the weights; it may be missing.
+        transforms: what the network went through after its space had built it.
     """
 
     io: IOSpec
@@ -44,6 +46,7 @@ class Source:
     weights_sha256: str | None
     plugins: Sequence[Mapping[str, Any]] = ()
     assets: Path | None = None
+    transforms: Sequence[Applied] = ()
 
 
 class Student:
@@ -115,7 +118,7 @@ class Student:
         first = facts.get("primary_target")
         source = Source(
             record.io, record.space_options, facts, path / "model.safetensors", facts.get("weights_sha256"), plugins,
-            path / ASSETS,
+            path / ASSETS, record.transforms,
         )  # fmt: skip
         return cls(
             id=short if trial is None else f"{trial:04d}-{short}",
@@ -168,6 +171,11 @@ class Student:
         folder = self._source.assets
         return folder if folder is not None and folder.is_dir() else None
 
+    @property
+    def transforms(self) -> tuple[Applied, ...]:
+        """What the network went through after its space had built it, first to last; mostly nothing."""
+        return tuple(self._source.transforms)
+
     # ---- the network ----------------------------------------------------------------------------------------------
 
     def space(self) -> SearchSpace:
@@ -195,7 +203,10 @@ class Student:
             UnknownComponentError: a plugin is not here.
         """
         weights = self.weights()
-        network = build_network(self.space(), self.architecture, self.io, self._host, recorded=self._source.plugins)
+        source = self._source
+        network = build_network(
+            self.space(), self.architecture, self.io, self._host, recorded=source.plugins, transforms=source.transforms
+        )
         try:
             network.load_state_dict(weights)
         except RuntimeError as error:

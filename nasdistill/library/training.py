@@ -26,7 +26,9 @@ from nasdistill.files import cache_folder, read_json, write_json
 from nasdistill.host import Host
 from nasdistill.interfaces import Recipe, SearchSpace
 from nasdistill.interfaces.recipe import TEACHER, Origin
+from nasdistill.interfaces.transform import Applied
 from nasdistill.library.students import Student
+from nasdistill.measure import count_macs
 from nasdistill.search.facts import software, task_facts, write_assets
 from nasdistill.search.parts import Parts, choose_device, create_components, open_parts, parameter_count
 from nasdistill.seeds import derive_seed, seeded
@@ -129,7 +131,7 @@ def distill_architecture(
                 raise UsageError(f"cannot write to {out}: {error.strerror or error}") from None
         processes.wait()
         record: list[dict[str, Any]] = []
-        arch = request.architecture
+        arch, transforms = request.architecture, tuple[Applied, ...]()
         # A space may search how its students are taught; a recipe's stages say it themselves.
         objective, training = space.teaching(arch, request.config.objective, request.config.training)
         if recipe is None:
@@ -153,7 +155,7 @@ def distill_architecture(
                 student_label=f"student {arch.id}",
             )
         else:
-            outcome, arch, record = _follow(recipe, request, space, parts, model, out / STAGES, host, tell)
+            outcome, arch, transforms, record = _follow(recipe, request, space, parts, model, out / STAGES, host, tell)
             model = outcome.model
         if outcome.resumed:
             tell(f"{outcome.resumed} of {request.epochs} epochs came from the checkpoint")
@@ -164,7 +166,12 @@ def distill_architecture(
         task = parts.task
         test = evaluate(model, task, "test") if task.size("test") and task.has_labels("test") else None
         model = model.cpu()
-        cost = space.cost(arch, task.io)
+        params, macs = parameter_count(model), None
+        if transforms:  # what the space knows of is another network
+            macs = count_macs(model, task.example(1))
+        else:
+            cost = space.cost(arch, task.io)
+            params, macs = cost.params, cost.macs
         facts = {
             "architecture": arch.fingerprint,
             "teacher": {"name": request.config.teacher.name, "fingerprint": parts.teacher.fingerprint},
@@ -179,13 +186,13 @@ def distill_architecture(
             "processes": processes.count,
             "validation": {"score": outcome.evaluation.score, "loss": outcome.evaluation.loss},
             "test": {"score": None if test is None else test.score},
-            "cost": {"params": cost.params, "macs": cost.macs},
+            "cost": {"params": params, "macs": macs},
             "targets": {},
             "state_sha256": weights_hash(model),
         }
         options = space.options.model_dump(mode="json")
         write_assets(task, out / ASSETS)
-        save_student(out, model, arch, task.io, facts, space_options=options)
+        save_student(out, model, arch, task.io, facts, space_options=options, transforms=transforms)
         result = {
             "student": ".",
             "architecture": arch.to_json(),
@@ -228,11 +235,12 @@ def _follow(
     folder: Path,
     host: Host,
     tell: Callable[[str], None],
-) -> tuple[TrainingResult, Architecture, list[dict[str, Any]]]:
-    """Run a recipe; return what its last network is, as a training would, its architecture, and what was done.
+) -> tuple[TrainingResult, Architecture, tuple[Applied, ...], list[dict[str, Any]]]:
+    """Run a recipe; return its last network, as a training would, how that is built, and what was done.
 
     Raises:
-        UsageError: it returns a network whose architecture is not known: not the student, and no candidate of its own.
+        UsageError: it returns a network that cannot be built again: neither the student nor a candidate of its own, and
+            nothing that the runner's transforms made of these.
         TrialFailure: as for a training.
     """  # fmt: skip
     begin = time.perf_counter()
@@ -243,17 +251,18 @@ def _follow(
         origin=Origin(space, request.architecture, parts.task.io), calibration=parts.calibration,
     )  # fmt: skip
     runner.register_teacher(TEACHER, parts.teacher)
+    runner.register_student(student)
     model = recipe.run(student, runner)
-    arch = request.architecture if model is student else runner.architecture_of(model)
+    arch = runner.architecture_of(model)
     if arch is None:
         raise UsageError(
-            f"recipe {recipe.id} returns a network that is neither the student nor a candidate of its space; "
-            "it cannot be saved as a student",
+            f"recipe {recipe.id} returns a network that is neither the student nor a candidate of its space, nor made "
+            "of these by a transform; it cannot be saved as a student",
             hint="Run the recipe from Python (nasdistill.distill.StageRunner) and keep its network there.",
         )
     steps = sum(int(entry.get("steps", 0)) for entry in runner.record)
     result = TrainingResult(model, [], evaluate(model, parts.task), steps, time.perf_counter() - begin, {})
-    return result, arch, runner.record
+    return result, arch, runner.transforms_of(model), runner.record
 
 
 def _look(out: Path, described: dict[str, Any]) -> dict[str, Any] | None:
@@ -310,6 +319,12 @@ def _start(request: Distillation, space: SearchSpace, parts: Parts, tell: Callab
     with seeded(request.seed, "init", arch.fingerprint):
         model = space.build(arch, parts.task.io)
     origin = request.init
+    if origin is not None and origin.transforms:
+        names = ", ".join(step.name for step in origin.transforms)
+        raise MismatchError(
+            f"student {origin.id} went through {names}, so its weights fit no network of space {space.id}",
+            hint="Leave --init out to start from the teacher or from fresh weights.",
+        )
     if origin is not None and origin.architecture == arch:
         if origin.io != parts.task.io:
             raise MismatchError(f"student {origin.id} was made for {origin.io}, the task gives {parts.task.io}")

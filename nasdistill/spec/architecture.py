@@ -146,7 +146,8 @@ class Architecture:
                 f"{where}: format_version {file_version!r} is not {FORMAT_VERSION}",
                 hint="Read it with the version of nasdistill that wrote it.",
             )
-        known = {"format", "format_version", "space", "space_version", "params", "fingerprint", "io", "space_options"}
+        known = {"format", "format_version", "space", "space_version", "params", "fingerprint", "io", "space_options",
+                 "transforms"}  # fmt: skip
         unknown = sorted(str(key) for key in set(value) - known)
         if unknown:
             raise ArchitectureError(f"{where}: unknown key(s) {', '.join(unknown)}; known: {', '.join(sorted(known))}")

@@ -8,12 +8,14 @@ from nasdistill.store.students import (
     read_io,
     read_record,
     read_student,
+    read_transforms,
     save_student,
     save_weights,
     weights_hash,
 )
 
 __all__ = [
-    "ASSETS", "RunDirectory", "StudentRecord", "load_weights", "read_io", "read_record", "read_student", "save_student",
+    "ASSETS", "RunDirectory", "StudentRecord", "load_weights", "read_io", "read_record", "read_student",
+    "read_transforms", "save_student",
     "save_weights", "weights_hash",
 ]  # fmt: skip

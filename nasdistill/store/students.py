@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nasdistill.errors import UsageError
 from nasdistill.files import atomic_path, content_hash, file_hash, read_json, write_json
+from nasdistill.interfaces.transform import Applied
 from nasdistill.spec.architecture import Architecture
 from nasdistill.spec.io import IOSpec
 
@@ -76,6 +77,7 @@ def save_student(
     *,
     space_options: Mapping[str, Any] | None = None,
     assets: Path | None = None,
+    transforms: Sequence[Applied] = (),
 ) -> None:
     """Write a student folder; `provenance.json` comes last, so a folder that has it is complete.
 
@@ -88,8 +90,11 @@ def save_student(
         space_options: options of its space where they are not the defaults of this version; they decide what is built
             as the architecture does.
         assets: a folder of what serving it needs beside the weights, copied; None or missing when there is none.
+        transforms: what the model went through after its space had built it.
     """
     described = {**architecture.to_json(), "io": io.to_json(), "space_options": dict(space_options or {})}
+    if transforms:
+        described["transforms"] = [step.to_json() for step in transforms]
     write_json(folder / "architecture.json", described)
     if assets is not None and assets.is_dir():
         shutil.copytree(assets, folder / ASSETS, dirs_exist_ok=True)
@@ -106,12 +111,14 @@ class StudentRecord:
         architecture, io: what was built.
         space_options: with which options of the space.
         provenance: where it comes from.
+        transforms: what it went through after that.
     """
 
     architecture: Architecture
     io: IOSpec
     space_options: Mapping[str, Any]
     provenance: Mapping[str, Any]
+    transforms: tuple[Applied, ...] = ()
 
 
 def read_record(folder: Path) -> StudentRecord:
@@ -135,7 +142,20 @@ def read_record(folder: Path) -> StudentRecord:
     options = raw.get("space_options", {})
     if not isinstance(options, dict):
         raise UsageError(f"{where}: 'space_options' must be an object")
-    return StudentRecord(arch, read_io(raw.get("io"), where=str(where)), options, provenance)
+    io, transforms = read_io(raw.get("io"), where=str(where)), read_transforms(raw, where=str(where))
+    return StudentRecord(arch, io, options, provenance, transforms)
+
+
+def read_transforms(value: Mapping[str, Any], *, where: str) -> tuple[Applied, ...]:
+    """Return what a network went through after its space had built it, by its parsed ``architecture.json``.
+
+    Raises:
+        UsageError: incomplete.
+    """
+    try:
+        return tuple(Applied.from_json(step) for step in value.get("transforms") or ())
+    except (KeyError, TypeError, ValueError):
+        raise UsageError(f"{where}: each of 'transforms' must give 'name', 'options' and 'config'") from None
 
 
 def _read(folder: Path, name: str) -> Any:

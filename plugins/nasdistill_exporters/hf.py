@@ -64,6 +64,14 @@ class HuggingFaceFolder(Exporter):
                 f"hf writes image classifiers and text models; this student ({request.io}) is neither",
                 hint="Export to torch or onnx instead.",
             )
+        if request.transforms:
+            names = ", ".join(step.name for step in request.transforms)
+            raise TrialFailure(
+                "export_failed",
+                f"student {request.name} went through {names} after its space had built it, which neither a stock "
+                "model nor the space's code describes",
+                hint="Export to torch or onnx instead.",
+            )
         stock = None
         if self.options.code == "auto":
             stock = request.space.stock_model(request.architecture, request.io)

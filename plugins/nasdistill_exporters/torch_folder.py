@@ -24,6 +24,8 @@ class TorchFolder(Exporter):
             "io": request.io.to_json(),
             "space_options": request.space.options.model_dump(mode="json"),
         }
+        if request.transforms:
+            described["transforms"] = [step.to_json() for step in request.transforms]
         write_json(request.folder / "architecture.json", described)
         copy_assets(request, request.folder / "assets")
         digest = write_tensors(request.model.state_dict(), request.folder / "model.safetensors")

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from toys_search import write_digits
 
 import nasdistill
 from nasdistill.cli.app import run as main
-from nasdistill.distill import StageRunner
-from nasdistill.errors import ArchitectureError, ConfigError, TrialFailure, UsageError
+from nasdistill.distill import StageRunner, evaluate
+from nasdistill.errors import ArchitectureError, ConfigError, MismatchError, TrialFailure, UsageError
 from nasdistill.interfaces import Evaluation, SingleTeacher, StageResult
 from nasdistill.interfaces.recipe import TEACHER, Origin
 from nasdistill.library.training import Distillation, distill_architecture
@@ -306,3 +310,66 @@ def test_the_command_runs_a_recipe(request_of, tmp_path, capsys):
         assert main([*common[:-1], str(tmp_path / "other"), *arguments]) != 0
         assert words in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+# ---- recipes whose networks were converted ---------------------------------------------------------------------------
+
+CONVERTED = {
+    "ecomla": ({"convert": {"kv_rank": 6}, "epochs": 1.0}, "transforms:mla_upcycle"),
+    "echoatt_two_stage": ({"share": {"first": 0, "last": 0}, "losses": {"kd": 1.0}, "epochs": 1.0,
+                           "adjust_epochs": 0.5}, "transforms:echoatt"),
+}  # fmt: skip
+FRESH = """
+import sys
+import torch
+from safetensors.torch import save_file
+import nasdistill
+
+torch.set_num_threads(1)
+images = torch.linspace(-1, 1, 3 * 64).reshape(3, 1, 8, 8)
+for folder in sys.argv[1:]:
+    with torch.no_grad():
+        save_file({"answer": nasdistill.load_student(folder).model()(images)}, f"{folder}.answer")
+"""
+
+
+def test_converted_students_are_saved_and_built_again_in_a_fresh_process(host, request_of, tmp_path):
+    images = torch.linspace(-1, 1, 3 * 64).reshape(3, 1, 8, 8)
+    folders, expected = [], {}
+    deep = host.create(Kind.SEARCH_SPACE, "conv_vit", SPACE).architecture({"width": 16, "depth": 2})
+    for name, (options, transform) in CONVERTED.items():
+        request = request_of(name, **options)
+        request.architecture = deep
+        result = distill_architecture(request, tmp_path / name, host=host)
+        student = nasdistill.load_student(tmp_path / name, host=host)
+        model = student.model()
+        assert student.architecture == deep
+        assert [step.name for step in student.transforms] == [transform]
+        assert result["params"] == student.params == sum(parameter.numel() for parameter in model.parameters())
+        plain = host.create(Kind.SEARCH_SPACE, "conv_vit", SPACE).build(deep, IO)
+        assert set(model.state_dict()) != set(plain.state_dict())
+        assert set(nasdistill.build(tmp_path / name, host=host).state_dict()) == set(model.state_dict())
+        with torch.no_grad():
+            expected[name] = model(images)
+        assert evaluate(model, prepared(request, host)).score == result["validation"]["score"]
+        student.export("torch", tmp_path / f"{name}-moved")
+        with pytest.raises(TrialFailure, match=f"went through {transform}"):
+            student.export("hf", tmp_path / f"{name}-hf")
+        again = request_of(name, **options)
+        again.architecture, again.init = deep, student
+        with pytest.raises(MismatchError, match=f"went through {transform}"):
+            distill_architecture(again, tmp_path / "other", host=host)
+        folders += [str(tmp_path / name), str(tmp_path / f"{name}-moved")]
+    with pytest.raises(UsageError, match="'transforms' must give 'name'"):
+        nasdistill.build({**deep.to_json(), "space_options": SPACE, "transforms": [{"name": "echoatt"}]}, io=IO)
+    done = subprocess.run([sys.executable, "-c", FRESH, *folders], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for folder in folders:
+        name = Path(folder).name.removesuffix("-moved")
+        assert torch.equal(load_file(f"{folder}.answer")["answer"], expected[name]), folder
+
+
+def prepared(request, host):
+    task = host.create(Kind.TASK, request.config.task.name, request.config.task.options)
+    task.prepare()
+    return task

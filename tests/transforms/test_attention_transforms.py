@@ -10,13 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from export_toys import scramble
 from safetensors.torch import save_file
 
 from nasdistill.bridge.random_models import random_model
 from nasdistill.bridge.timm import random_vit
 from nasdistill.errors import ConfigError, DataError, MismatchError
 from nasdistill.interfaces import Batch
+from nasdistill.seeds import seeded
 from nasdistill.spec.component import Kind
+from nasdistill.spec.io import IOSpec
 
 HEADS = {"bert": "classes", "gpt2": "causal_lm", "llama": "causal_lm"}
 FULL = {"cache": 1.0, "variant": {"q_rank": "full"}}
@@ -188,3 +191,39 @@ def test_refusals(host):
     for options in ({"kv_rank": 4, "energy": 0.5}, {"variant": {"cache": 0.5}}):
         with pytest.raises(ConfigError, match=r"not both|holds cache"):
             transform(host, "mla_upcycle", **options)
+
+
+# ---- students, which are built around cores of ours ------------------------------------------------------------------
+
+ENCODER = {"teacher": {"layers": 2, "hidden": 24, "heads": 3, "mlp": 48, "positions": 32}}
+GPT2 = {"layers": 2, "width": 32, "heads": 4, "mlp": 48, "positions": 24}
+LLAMA = {**GPT2, "style": "llama", "kv_heads": 1, "head_dim": 8, "tied": False}  # one key head: turned without loss
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize(
+    ("space", "options", "conversion"),
+    [
+        ("encoder", ENCODER, FULL),
+        ("decoder", GPT2, FULL),
+        ("decoder", LLAMA, {"kv_rank": 16, "variant": {"q_rank": "full", "rope_dim": 8}}),
+    ],
+    ids=["encoder", "gpt2", "llama"],
+)
+def test_converted_students_keep_their_masks_and_positions(host, space, options, conversion, side):
+    head = {"outputs": 3, "head": "classes"} if space == "encoder" else {"outputs": 40, "head": "causal_lm"}
+    io = IOSpec("tokens", (10,), vocabulary=40, **head)
+    owner = host.create(Kind.SEARCH_SPACE, space, options)
+    with seeded(0, "student"):
+        student = scramble(owner.build(owner.default(), io))
+        ids = torch.randint(40, (3, 10))
+    mask = (torch.arange(10)[None] < torch.tensor([10, 6, 3])[:, None]).long()
+    mask = mask.flip(1) if side == "left" else mask
+    batch = Batch({"input_ids": ids, "attention_mask": mask}, None, torch.arange(3))
+
+    found = host.create(Kind.TRANSFORM, "mla_upcycle", conversion).apply(student, [batch], forward).model
+    with torch.no_grad():
+        before, after = forward(student, batch), forward(found.eval(), batch)
+    real = mask.bool() if before.ndim == 3 else slice(None)
+    assert torch.allclose(before[real], after[real], atol=1e-5)
+    assert len(found.state_dict()) != len(student.state_dict())
