@@ -12,22 +12,19 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from nasdistill.distill.cache import TeacherCache
-from nasdistill.distill.checkpoint import read_checkpoint, restore, save_checkpoint
-from nasdistill.distill.evaluation import evaluate, kept_modes
+from nasdistill.distill.evaluation import evaluate
+from nasdistill.distill.loop import Course, Loop, Watch, total_steps, training_room
 from nasdistill.distill.objective import Objective
-from nasdistill.distill.optim import averaged, build_optimizer, learning_rate, parameter_groups
-from nasdistill.distill.placement import available_precision, placed, shard
-from nasdistill.distill.stepping import EpochReport, Means, Progress, Supervised, batch_groups, not_finite
-from nasdistill.distill.teaching import Teaching, train_batches
+from nasdistill.distill.optim import averaged, build_optimizer, parameter_groups
+from nasdistill.distill.stepping import EpochReport, Supervised, not_finite
+from nasdistill.distill.teaching import Teaching
 from nasdistill.errors import UsageError
 from nasdistill.files import content_hash
 from nasdistill.interfaces.base import ComponentFactory
@@ -36,7 +33,6 @@ from nasdistill.interfaces.loss import Terms
 from nasdistill.interfaces.signals import Trace
 from nasdistill.interfaces.task import Evaluation, Task
 from nasdistill.interfaces.teacher import TeacherSession
-from nasdistill.seeds import seeded, torch_generator, torch_threads
 from nasdistill.spec.config import ObjectiveConfig, TrainingConfig
 from nasdistill.trace import SitePlan, even_layer_map
 
@@ -132,78 +128,33 @@ def train(
     """
     begin = time.perf_counter()
     data_seed = seed if data_seed is None else data_seed
-    precision, note = available_precision(device, training.precision)
-    home = next((parameter.device for parameter in student.parameters()), torch.device("cpu"))
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch_threads(training.threads))
-        accelerator = stack.enter_context(placed(device, precision))
-        stack.enter_context(kept_modes(student))
-        stack.enter_context(torch.enable_grad())
-        stack.callback(student.to, home)
-
+    with training_room(student, training, device) as (accelerator, note), contextlib.ExitStack() as stack:
         run = _Run(
             student, task, teacher, objective_config, training, accelerator,
             cache=cache, data_seed=data_seed, seed=seed, host=host, layer_map=layer_map, label=student_label,
         )  # fmt: skip
-        stack.callback(run.optimizer.zero_grad)
+        stack.callback(run.zero_grad)
         if objective_state is not None:
             here = run.objective.state_dict()
             fitting = {k: v for k, v in objective_state.items() if k in here and here[k].shape == v.shape}
             run.objective.load_state_dict({**here, **fitting})
-        per_epoch = math.ceil(math.ceil(task.size("train") / training.batch_size) / training.accumulate)
-        total = epochs * per_epoch if steps is None else min(steps, epochs * per_epoch)
-        plan = {
-            "objective": objective_config.model_dump(mode="json"), "training": training.model_dump(mode="json"),
-            "epochs": epochs, "start_epoch": start_epoch, "total": total, "seed": seed, "data_seed": data_seed,
-            "task": task.fingerprint, "teacher": None if teacher is None else teacher.fingerprint,
-            "student": [(name, list(value.shape)) for name, value in student.state_dict().items()],
-        }  # fmt: skip
-        progress = Progress() if checkpoint is None else run.load(checkpoint, content_hash(plan))
+        total = total_steps(task, training, epochs, steps)
+        plan = content_hash(
+            {
+                "objective": objective_config.model_dump(mode="json"), "training": training.model_dump(mode="json"),
+                "epochs": epochs, "start_epoch": start_epoch, "total": total, "seed": seed, "data_seed": data_seed,
+                "task": task.fingerprint, "teacher": None if teacher is None else teacher.fingerprint,
+                "student": [(name, list(value.shape)) for name, value in student.state_dict().items()],
+            }
+        )  # fmt: skip
+        progress = run.resumed(checkpoint, plan)
         result = TrainingResult(
             student, progress.history, None, 0, 0.0, run.objective.skipped, resumed=len(progress.history),
             notes=[*filter(None, [note, progress.note])], objective=run.objective,
         )  # fmt: skip
-
-        saved = time.perf_counter()
-        while progress.step < total and not result.stopped:
-            epoch = start_epoch + len(progress.history)
-            started = time.perf_counter()
-            sums = Means()
-            lr = 0.0
-            with seeded(seed, "train", epoch), run.teaching_epoch(epoch):
-                generator = torch_generator(seed, "losses", epoch, device=str(accelerator.device))
-                student.train()
-                run.objective.train()
-                for batches in batch_groups(train_batches(task, training, epoch, data_seed), training.accumulate):
-                    if should_stop is not None and should_stop():
-                        result.stopped = True
-                        break
-                    info = StepInfo(progress.step, total, epoch, start_epoch + epochs, generator)
-                    lr = learning_rate(training, progress.step, total)
-                    terms = run.step([shard(batch, accelerator) for batch in batches], info, lr)
-                    sums.add(terms, sum(batch.size for batch in batches))
-                    progress.watch(terms["total"], sure=accelerator.device.type == "cpu", label=student_label)
-                    progress.step += 1
-                    if on_step is not None:
-                        on_step(info, terms)
-                    if progress.step == total:
-                        break
-            if result.stopped:
-                break
-            means = sums.values()
-            progress.judge(means["total"], label=student_label)
-            seconds = time.perf_counter() - started
-            last = progress.step == total
-            due = last or (evaluate_every is not None and (len(progress.history) + 1) % evaluate_every == 0)
-            found = run.evaluate(progress.step) if due else None
-            progress.history.append(EpochReport(epoch, means, lr, seconds, found))
-            old = time.perf_counter() - saved >= checkpoint_seconds
-            if checkpoint is not None and old and accelerator.is_main_process:
-                run.save(checkpoint, progress, content_hash(plan))
-                saved = time.perf_counter()
-            if on_epoch is not None:
-                on_epoch(progress.history[-1])
-
+        course = Course(epochs, total, seed, data_seed, plan, start_epoch)
+        watch = Watch(on_epoch, on_step, should_stop, checkpoint, checkpoint_seconds, evaluate_every)
+        result.stopped = run.run(progress, course, watch)
         run.finish()
         newest = progress.history[-1].evaluation if progress.history and not result.stopped else None
         result.evaluation = newest or run.evaluate(progress.step)
@@ -212,7 +163,7 @@ def train(
     return result
 
 
-class _Run:
+class _Run(Loop):
     """The parts of one training and its step."""
 
     def __init__(
@@ -232,11 +183,11 @@ class _Run:
         label: str,
     ) -> None:
         self.student, self.task, self.teacher, self.accelerator = student, task, teacher, accelerator
-        self.label, self.clip = label, training.grad_clip
+        self.label, self.training = label, training
         student.to(accelerator.device)
         sample = next(task.batches("train", batch_size=2)).to(accelerator.device)
         plan = SitePlan(student, run=lambda model: task.forward(model, sample), label=label)
-        self.teaching: Teaching | None = None
+        self.teaching = None
         geometry = None
         if teacher is not None:
             teacher.start(student)
@@ -260,10 +211,8 @@ class _Run:
             self.optimizer = accelerator.prepare_optimizer(self.optimizer)
         self.average = None if training.ema is None else averaged(student, training.ema)
 
-    def step(self, batches: Sequence[Batch], info: StepInfo, lr: float) -> Terms:
-        """Make one optimiser step from one batch, or from several whose gradients add up; return the mean terms."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+    def step(self, batches: Sequence[Batch], info: StepInfo) -> Terms:
+        """See :meth:`Loop.step`."""
         if self.teacher is not None:
             self.teacher.before_step(self.student, info)
         samples = sum(batch.size for batch in batches)
@@ -280,13 +229,7 @@ class _Run:
                     total = total * share
                     means = {name: means.get(name, 0.0) + value * share for name, value in terms.items()}
                 self.accelerator.backward(total)
-        if self.clip is not None:
-            if self.accelerator.scaler is not None:  # it knows how to take the scale out first
-                self.accelerator.clip_grad_norm_(self.parameters, self.clip)
-            else:
-                nn.utils.clip_grad_norm_(self.parameters, self.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.descend()
         if self.average is not None:
             self.average.update_parameters(self.student)
         self.objective.after_step(info)
@@ -294,9 +237,10 @@ class _Run:
             self.teacher.after_step(self.student, info)
         return means
 
-    def teaching_epoch(self, epoch: int) -> contextlib.AbstractContextManager[Any]:
-        """Open the teacher's answers of an epoch."""
-        return contextlib.nullcontext() if self.teaching is None else self.teaching.epoch(epoch)
+    def train_mode(self) -> None:
+        """Train student and losses."""
+        self.student.train()
+        self.objective.train()
 
     def evaluate(self, step: int) -> Evaluation | None:
         """Return the validation result of the averaged weights where there are any, else of the student's."""
@@ -313,41 +257,7 @@ class _Run:
         if self.average is not None and int(self.average.n_averaged) > 0:
             self.student.load_state_dict(self.average.module.state_dict())
 
-    def save(self, path: Path, progress: Progress, plan: str) -> None:
-        """Write a checkpoint."""
-        scaler = self.accelerator.scaler
-        facts = {
-            "plan": plan,
-            "step": progress.step,
-            "reference": progress.reference,
-            "history": [asdict(report) for report in progress.history],
-            "scaler": None if scaler is None else scaler.state_dict(),
-        }
-        save_checkpoint(path, self._kept(), self.optimizer, facts)
-
-    def load(self, path: Path, plan: str) -> Progress:
-        """Restore a checkpoint of the same training, where there is one."""
-        found = read_checkpoint(path)
-        if found is None:
-            note = f"checkpoint {path.name} cannot be read; started anew" if path.exists() else None
-            return Progress(note=note)
-        tensors, facts = found
-        if facts["plan"] != plan:
-            return Progress(note=f"checkpoint {path.name} belongs to another training; started anew")
-        restore(tensors, self._kept(), self.optimizer)
-        if self.accelerator.scaler is not None and facts["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(facts["scaler"])
-        history = [
-            EpochReport(**{**row, "evaluation": row["evaluation"] and Evaluation(**row["evaluation"])})
-            for row in facts["history"]
-        ]
-        return Progress(step=facts["step"], reference=facts["reference"], history=history)
-
-    def _kept(self) -> dict[str, nn.Module]:
-        """Return the modules whose state a checkpoint holds; a teacher only when it may change on the way."""
+    def kept(self) -> dict[str, nn.Module]:
+        """Return student, losses and averaged weights."""
         kept: dict[str, nn.Module] = {"student": self.student, "objective": self.objective}
-        if self.average is not None:
-            kept["average"] = self.average
-        if self.teacher is not None and not self.teacher.cacheable:
-            kept |= {f"teacher{index}": member for index, member in enumerate(self.teacher.members)}
-        return kept
+        return kept if self.average is None else {**kept, "average": self.average}

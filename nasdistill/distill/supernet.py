@@ -24,7 +24,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from nasdistill.distill.cache import TeacherCache
-from nasdistill.distill.checkpoint import read_checkpoint, restore, save_checkpoint
 from nasdistill.distill.evaluation import kept_modes
+from nasdistill.distill.loop import Course, Loop, Watch, total_steps, training_room
 from nasdistill.distill.objective import Objective
-from nasdistill.distill.optim import build_optimizer, learning_rate, parameter_groups
-from nasdistill.distill.placement import available_precision, placed, shard
-from nasdistill.distill.stepping import EpochReport, Means, Progress, Supervised, batch_groups
-from nasdistill.distill.teaching import Teaching, tracer_of, train_batches
+from nasdistill.distill.optim import build_optimizer, parameter_groups
+from nasdistill.distill.stepping import EpochReport, Means, Supervised
+from nasdistill.distill.teaching import Teaching, tracer_of
 from nasdistill.errors import NasdistillError, UsageError
 from nasdistill.files import content_hash
 from nasdistill.interfaces.base import ComponentFactory
@@ -50,7 +49,7 @@ from nasdistill.interfaces.signals import ModelGeometry, Site, Trace
 from nasdistill.interfaces.space import SearchSpace, Supernet
 from nasdistill.interfaces.task import Split, Task
 from nasdistill.interfaces.teacher import TeacherSession
-from nasdistill.seeds import derive_seed, seeded, torch_generator, torch_threads
+from nasdistill.seeds import derive_seed
 from nasdistill.spec.architecture import Architecture
 from nasdistill.spec.config import ObjectiveConfig, TrainingConfig
 from nasdistill.trace import SitePlan, even_layer_map
@@ -256,23 +255,14 @@ def train_supernet(
     if not ladder:
         raise UsageError(f"{label} has no sub-network to train")
     data_seed = seed if data_seed is None else data_seed
-    precision, note = available_precision(device, training.precision)
-    home = next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch_threads(training.threads))
-        accelerator = stack.enter_context(placed(device, precision))
-        stack.enter_context(kept_modes(net))
-        stack.enter_context(torch.enable_grad())
-        stack.callback(net.to, home)
+    with training_room(net, training, device) as (accelerator, note), contextlib.ExitStack() as stack:
         stack.callback(net.set_arch, ladder[-1])
-
         run = _Run(
             net, space, ladder, task, teacher, objective_config, training, accelerator,
-            cache=cache, data_seed=data_seed, seed=seed, host=host, label=label,
+            cache=cache, data_seed=data_seed, seed=seed, others=others, host=host, label=label,
         )  # fmt: skip
         stack.callback(run.zero_grad)
-        per_epoch = math.ceil(math.ceil(task.size("train") / training.batch_size) / training.accumulate)
-        total = epochs * per_epoch if steps is None else min(steps, epochs * per_epoch)
+        total = total_steps(task, training, epochs, steps)
         plan = content_hash(
             {
                 "objective": objective_config.model_dump(mode="json"), "training": training.model_dump(mode="json"),
@@ -282,52 +272,19 @@ def train_supernet(
                 "net": [(name, list(value.shape)) for name, value in net.state_dict().items()],
             }
         )  # fmt: skip
-        progress = Progress() if checkpoint is None else run.load(checkpoint, plan)
+        progress = run.resumed(checkpoint, plan)
         result = SupernetResult(
             net, progress.history, skipped=run.parts.skipped, resumed=len(progress.history),
             notes=[*filter(None, [note, progress.note])],
         )  # fmt: skip
-
-        saved = time.perf_counter()
-        while progress.step < total and not result.stopped:
-            epoch = len(progress.history)
-            started, sums, lr = time.perf_counter(), Means(), 0.0
-            with seeded(seed, "train", epoch), run.teaching_epoch(epoch):
-                generator = torch_generator(seed, "losses", epoch, device=str(accelerator.device))
-                net.train()
-                run.parts.objectives.train()
-                for batches in batch_groups(train_batches(task, training, epoch, data_seed), training.accumulate):
-                    if should_stop is not None and should_stop():
-                        result.stopped = True
-                        break
-                    info = StepInfo(progress.step, total, epoch, epochs, generator)
-                    lr = learning_rate(training, progress.step, total)
-                    drawn = sandwich(ladder, progress.step, seed=seed, others=others)
-                    terms = run.step([shard(batch, accelerator) for batch in batches], drawn, info, lr)
-                    sums.add(terms, sum(batch.size for batch in batches))
-                    progress.watch(terms["total"], sure=accelerator.device.type == "cpu", label=label)
-                    progress.step += 1
-                    if on_step is not None:
-                        on_step(info, terms)
-                    if progress.step == total:
-                        break
-            if result.stopped:
-                break
-            means = sums.values()
-            progress.judge(means["total"], label=label)
-            progress.history.append(EpochReport(epoch, means, lr, time.perf_counter() - started))
-            old = time.perf_counter() - saved >= checkpoint_seconds
-            if checkpoint is not None and old and accelerator.is_main_process:
-                run.save(checkpoint, progress, plan)
-                saved = time.perf_counter()
-            if on_epoch is not None:
-                on_epoch(progress.history[-1])
+        watch = Watch(on_epoch, on_step, should_stop, checkpoint, checkpoint_seconds)
+        result.stopped = run.run(progress, Course(epochs, total, seed, data_seed, plan), watch)
         result.steps = progress.step
     result.seconds = time.perf_counter() - begin
     return result
 
 
-class _Run:
+class _Run(Loop):
     """The parts of one training and its step."""
 
     def __init__(
@@ -344,15 +301,17 @@ class _Run:
         cache: TeacherCache | None,
         data_seed: int,
         seed: int,
+        others: int,
         host: ComponentFactory | None,
         label: str,
     ) -> None:
-        self.net, self.ladder, self.teacher, self.accelerator, self.label = net, ladder, teacher, accelerator, label
+        self.net, self.ladder, self.seed, self.others = net, ladder, seed, others
+        self.task, self.teacher, self.accelerator, self.label = task, teacher, accelerator, label
         self.training = training
         net.to(accelerator.device)
         net.set_arch(ladder[-1])
         sample = next(task.batches("train", batch_size=2)).to(accelerator.device)
-        self.teaching: Teaching | None = None
+        self.teaching = None
         geometry = None
         if teacher is not None:
             teacher.start(net)
@@ -365,14 +324,16 @@ class _Run:
         self.optimizer = build_optimizer(groups, training)
         if accelerator.scaler is not None:
             self.optimizer = accelerator.prepare_optimizer(self.optimizer)
+        self.parameters = [parameter for group in groups for parameter in group["params"]]
         self._joined = 0
         sites = self.parts.listened(ladder)
         if self.teaching is not None:
             self.teaching.sites = sites
         self._join()
 
-    def step(self, batches: Sequence[Batch], drawn: Sequence[Architecture], info: StepInfo, lr: float) -> Terms:
+    def step(self, batches: Sequence[Batch], info: StepInfo) -> Terms:
         """Make one optimiser step from the gradients of all drawn sub-networks on all batches; return mean terms."""
+        drawn = sandwich(self.ladder, info.step, seed=self.seed, others=self.others)
         if self.teacher is not None:
             self.teacher.before_step(self.net, info)
         samples = sum(batch.size for batch in batches)
@@ -393,7 +354,7 @@ class _Run:
                     add(name, value * (share / len(drawn)))
                 if arch in (self.ladder[-1], self.ladder[0]):
                     add(LARGEST if arch == self.ladder[-1] else SMALLEST, terms["total"] * share)
-        self.descend(lr)
+        self.descend()
         for objective in {id(o): o for o in (self.switch(arch).objective for arch in drawn)}.values():
             objective.after_step(info)
         if self.teacher is not None:
@@ -411,73 +372,41 @@ class _Run:
             raise NasdistillError(f"{self.label}: a sub-network asks its teacher for {sites}, which no other one needs")
         return part
 
-    def descend(self, lr: float) -> None:
-        """Join the processes' gradients, clip them and make the optimiser's step."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+    def descend(self) -> None:
+        """Join the processes' gradients first."""
         if self.accelerator.num_processes > 1:
             # Not by a wrapper of the model: which parameters have a gradient differs from one backward to the next.
-            for parameter in parameters:
+            for parameter in self.parameters:
                 if parameter.grad is not None:
                     parameter.grad.copy_(self.accelerator.reduce(parameter.grad, reduction="mean"))
-        if self.training.grad_clip is not None:
-            if self.accelerator.scaler is not None:
-                self.accelerator.clip_grad_norm_(parameters, self.training.grad_clip)
-            else:
-                nn.utils.clip_grad_norm_(parameters, self.training.grad_clip)
-        self.optimizer.step()
-        self.zero_grad()
+        super().descend()
 
-    def zero_grad(self) -> None:
-        """Forget all gradients."""
-        self.optimizer.zero_grad(set_to_none=True)
+    def train_mode(self) -> None:
+        """Train the shared weights and all losses."""
+        self.net.train()
+        self.parts.objectives.train()
 
-    def teaching_epoch(self, epoch: int) -> contextlib.AbstractContextManager[Any]:
-        """Open the teacher's answers of an epoch."""
-        return contextlib.nullcontext() if self.teaching is None else self.teaching.epoch(epoch)
+    def facts(self) -> dict[str, Any]:
+        """Return the sub-networks drawn so far."""
+        return {"drawn": [arch.to_json() for arch in self.parts.drawn]}
 
-    def save(self, path: Path, progress: Progress, plan: str) -> None:
-        """Write a checkpoint."""
-        scaler = self.accelerator.scaler
-        facts = {
-            "plan": plan, "step": progress.step, "reference": progress.reference,
-            "history": [asdict(report) for report in progress.history],
-            "drawn": [arch.to_json() for arch in self.parts.drawn],
-            "scaler": None if scaler is None else scaler.state_dict(),
-        }  # fmt: skip
-        self.net.set_arch(self.ladder[-1])
-        save_checkpoint(path, self._kept(), self.optimizer, facts)
-
-    def load(self, path: Path, plan: str) -> Progress:
-        """Restore a checkpoint of the same training, where there is one."""
-        found = read_checkpoint(path)
-        if found is None:
-            return Progress(note=f"checkpoint {path.name} cannot be read; started anew" if path.exists() else None)
-        tensors, facts = found
-        if facts["plan"] != plan:
-            return Progress(note=f"checkpoint {path.name} belongs to another training; started anew")
-        for arch in facts["drawn"]:  # in the order of then: the optimiser's state goes by the order of its parameters
+    def prepare(self, facts: dict[str, Any]) -> None:
+        """Draw them in the order of then: the optimiser's state goes by the order of its parameters."""
+        for arch in facts["drawn"]:
             self.switch(Architecture.from_json(arch))
+
+    def kept(self) -> dict[str, nn.Module]:
+        """Return the shared weights, as the largest sub-network has them, and the losses."""
         self.net.set_arch(self.ladder[-1])
-        restore(tensors, self._kept(), self.optimizer)
-        if self.accelerator.scaler is not None and facts["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(facts["scaler"])
-        history = [EpochReport(**row) for row in facts["history"]]
-        return Progress(step=facts["step"], reference=facts["reference"], history=history)
+        return {"net": self.net, "objectives": self.parts.objectives}
 
     def _join(self) -> None:
         """Let the optimiser train what new objectives own."""
         new = list(self.parts.objectives)[self._joined :]
         for group in parameter_groups(new, self.training.weight_decay):
             self.optimizer.add_param_group({**group, "lr": self.training.lr})
+            self.parameters += group["params"]
         self._joined = len(self.parts.objectives)
-
-    def _kept(self) -> dict[str, nn.Module]:
-        kept: dict[str, nn.Module] = {"net": self.net, "objectives": self.parts.objectives}
-        if self.teacher is not None and not self.teacher.cacheable:
-            kept |= {f"teacher{index}": member for index, member in enumerate(self.teacher.members)}
-        return kept
 
 
 class HeldOut:

@@ -50,7 +50,7 @@ def test_the_gradient_of_a_step_is_the_sum_of_separate_ones(parts, host, monkeyp
     task, teacher, space, rungs = parts
     found = {}
 
-    def look(self, lr):
+    def look(self):
         found.update({name: p.grad.clone() for name, p in self.net.named_parameters() if p.grad is not None})
         self.zero_grad()
 

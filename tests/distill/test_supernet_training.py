@@ -119,7 +119,7 @@ def test_the_gradient_of_a_step_is_the_sum_of_separate_ones(space, rungs, object
     task, teacher = toy_task(), toy_teacher()
     drawn, found = sandwich(rungs, 0), {}
 
-    def look(self, lr):
+    def look(self):
         found.update({name: p.grad.clone() for name, p in self.net.named_parameters() if p.grad is not None})
         self.zero_grad()
 
