@@ -1,7 +1,7 @@
 """The losses against TextBrewer, torchdistill and TRL, wherever these have the same formula: equal to 1e-6.
 
-They are no dependencies; a library that is not installed is a counted skip. Losses that ours differ from on purpose are
-compared up to the factor that the module's text names.
+The extra `peers` brings them; a library that is not installed is a counted skip. Losses that ours differ from on
+purpose are compared up to the factor that the module's text names.
 """
 
 from __future__ import annotations
