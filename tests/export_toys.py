@@ -29,6 +29,14 @@ CASES = {
         },
         DIGITS,
     ),
+    "pit": (
+        "pit",
+        {"base_dim": 4, "mlp_ratio": 1.0, "stage0.heads": 2, "stage1.depth": 2, "stage1.heads": 3,
+         "stage1.attention": "flow"},
+        {"base_dim": [4, 6], "mlp_ratio": [1.0, 2.0], "depth": [[1], [1, 2]], "heads": [[1, 2], [2, 3]],
+         "attention": ["softmax", "flow"]},
+        DIGITS,
+    ),
     "resnet": ("resnet_s0", {"width": 8, "stages": 2, "stage0.blocks": 1}, {}, DIGITS),
     "resnet-pad": ("resnet_s0", {"width": 8, "stages": 3, "stage1.blocks": 1}, {"shortcut": "pad"}, PHOTOS),
 }  # fmt: skip

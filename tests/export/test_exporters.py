@@ -151,6 +151,16 @@ def test_torch_folders_give_the_student_back_bit_equal(exported, host):
             assert torch.equal(student.model()(images(io)), found[name, "torch"][0].model(images(io)))
 
 
+def test_the_blocks_of_a_pit_are_said_in_transformers_words(exported):
+    """Stages are of different widths; the width of the whole is that after the last one, as in transformers' Swin."""
+    config = json.loads((exported[0] / "pit" / "hf" / "config.json").read_text())
+    assert {key: config[key] for key in ("hidden_size", "num_hidden_layers", "head_dim")} == {
+        "hidden_size": 12, "num_hidden_layers": 3, "head_dim": 4,
+    }  # fmt: skip
+    first, other = ({"hidden_size": 4 * a, "num_attention_heads": a, "intermediate_size": 4 * a} for a in (2, 3))
+    assert config["per_layer_config"] == {"0": first, "1": other, "2": other}
+
+
 def test_the_configuration_has_lists_per_layer_and_the_card_the_lineage(host, tmp_path):
     latency = Latency(1.5, 1.4, 1.6, 0.5, 3.0, 20, 3, "cpu")
     provenance = {

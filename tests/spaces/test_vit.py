@@ -11,6 +11,7 @@ import sys
 import pytest
 import timm
 import torch
+from export_toys import scramble
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from timm.layers import resample_abs_pos_embed
@@ -27,6 +28,8 @@ from nasdistill.store.students import save_student
 from nasdistill_spaces.vit.sizes import LARGEST, TABLE, VitSizes, scaled
 
 IO = IOSpec("image", (1, 8, 8), 3)
+PIT = {"base_dim": [4], "mlp_ratio": [1.0, 2.0], "depth": [[1], [1, 2]], "heads": [[1, 2], [2, 3]],
+       "attention": ["softmax", "flow"]}  # fmt: skip
 LARGE = {"embed": 640, "depth": 16, "heads": 10, "mlp": 2560}
 SMALL = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 3, "embed_dim": 24, "depth": 3, "num_heads": 3,
          "mlp_ratio": 2.0}  # fmt: skip
@@ -491,6 +494,11 @@ def test_students_load_in_a_fresh_process_without_the_teacher(host, tmp_path):
         again = source.factory(config, source.parts).eval()
         again.load_state_dict(model.state_dict())
         assert torch.equal(answer(again, image), said[folder])
+    space = host.create(Kind.SEARCH_SPACE, "pit", PIT)
+    arch = space.architecture({"stage0.heads": 1, "stage1.attention": "flow"})
+    model, folder = scramble(space.build(arch, IO)), tmp_path / "pit"
+    save_student(folder, model, arch, IO, {}, space_options=space.options.model_dump(mode="json"))
+    said[folder] = answer(model, image)
     done = subprocess.run([sys.executable, "-c", LOAD, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for folder, expected in said.items():

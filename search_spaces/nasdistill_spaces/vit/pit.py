@@ -195,7 +195,14 @@ class Pit(PlannedSpace):
         config["grid"] = [list(stage.grid) for stage in shape.stages]
         config["attention_options"] = [self._core(shape, s).options.model_dump(mode="json") for s in shape.stages]
         parts: dict[str, type] = {name: core_class(self, name) for name in unique(s.attention for s in shape.stages)}
-        return ModelingSource(pit, config, parts)
+        blocks = [(shape.geometry(stage), stage.mlp) for stage in shape.stages for _ in range(stage.depth)]
+        width = blocks[-1][0].dim  # as transformers' Swin says it: after the last stage
+        sizes = {"hidden_size": width, "num_hidden_layers": len(blocks), "head_dim": shape.base_dim}
+        per_layer = {
+            index: {"hidden_size": block.dim, "num_attention_heads": block.heads, "intermediate_size": neurons}
+            for index, (block, neurons) in enumerate(blocks)
+        }
+        return ModelingSource(pit, config, parts, sizes, per_layer)
 
     def inherit(
         self, student: nn.Module, arch: Architecture, teacher: nn.Module, *, calibration: Sequence[Batch] = ()
