@@ -4,7 +4,7 @@ Data: tables of two sentences and a score (csv without a header as STS-B comes, 
 are such pairs; the metric is Spearman's rank correlation of the cosine of the two vectors with the score. Training
 needs no scores: the sentences of the training file, pairs taken apart, duplicates dropped, are what a student hears the
 teacher's vectors of. So ``has_labels("train")`` is False and the loss on training labels is 0. A training file may also
-hold single sentences, one per line.
+hold single sentences, one per line. Scores of test pairs may be missing, or all be -1: nothing is scored on them then.
 
 The loss on pairs, reported beside the metric, is the mean of (cosine - s)^2 with s the score brought to [0, 1].
 """
@@ -32,7 +32,7 @@ from nasdistill.seeds import torch_generator
 from nasdistill.spec.io import IOSpec
 from nasdistill_tasks.fit import logits_of
 from nasdistill_tasks.text_metrics import spearman
-from nasdistill_tasks.text_rows import Part, find_parts, write_sentences
+from nasdistill_tasks.text_rows import Part, find_parts, is_unknown, unknown_note, write_sentences
 from nasdistill_tasks.text_store import Store
 from nasdistill_tasks.text_tables import PLAIN, SCORES, SUFFIXES, Columns, Table, find_columns
 from nasdistill_tasks.text_task import Progress, Samples, TextOptions, TextTask, masked_mean, store_of
@@ -105,6 +105,14 @@ class SentenceSimilarity(TextTask):
                 return write_sentences(writer, part, self._encoder, options.max_length)
 
             stores[split] = store_of(folder, key, make, note)
+        self._unscored: set[Split] = set()
+        for split in [split for split in parts if split != "train"]:
+            if all(map(is_unknown, stores[split].arrays.get("scores", (0,)))):
+                note(unknown_note(parts[split].origin, split, "scores"))
+                if split == "validation":
+                    del parts[split], stores[split]
+                else:
+                    self._unscored.add(split)
         missing: list[Split] = [split for split in ("validation", "test") if split not in parts]
         pairs = self._split(parts, stores, missing)
         source: dict[Split, Split] = {s: "train" if s in missing else s for s in ("train", "validation", "test")}
@@ -214,6 +222,8 @@ class SentenceSimilarity(TextTask):
         return 0.0 if self.has_labels(split) else None
 
     def _scores(self, split: Split) -> NDArray[Any] | None:
+        if split in self._unscored:
+            return None
         store, rows = self._pairs[split]
         found: NDArray[Any] | None = store.arrays["scores"][rows] if "scores" in store.arrays else None
         return found

@@ -5,7 +5,8 @@ Data: a tsv, csv, JSON lines or parquet file, a folder with one per split, or a 
 (:mod:`nasdistill_tasks.text_store`); batches hold texts of similar length, padded to their longest one.
 
 Classes have the teacher's order where it names them (option ``classes``), else the data's names sorted, numbers by
-value. A test file without labels is allowed: it is then never scored.
+value. A test file without labels is allowed, or with -1 for all of them: it is then never scored. Validation data whose
+labels are all -1 are left out.
 
 Metrics: ``accuracy``; ``f1``, of the second of two classes or of `positive`; ``f1_macro``, the mean over the classes;
 ``mcc`` (:mod:`nasdistill_tasks.text_metrics`).
@@ -34,7 +35,7 @@ from nasdistill.interfaces.task import Metric, Split
 from nasdistill.spec.io import IOSpec
 from nasdistill_tasks.splitting import cut
 from nasdistill_tasks.text_metrics import best_constant, counts, f1, mcc
-from nasdistill_tasks.text_rows import Part, find_parts, write_rows
+from nasdistill_tasks.text_rows import Part, find_parts, is_unknown, unknown_note, write_rows
 from nasdistill_tasks.text_store import Store
 from nasdistill_tasks.text_tables import LABELS, Columns, Table, find_columns
 from nasdistill_tasks.text_task import IGNORED, Progress, Samples, TextOptions, TextTask, store_of
@@ -135,6 +136,16 @@ class TextClassification(TextTask):
         named = {name for part in parts.values() for table in part.tables for name in table.classes.items()}
         self._classes = self._order(stores["train"], parts["train"], named)
         labels = {split: self._numbers(store, parts[split].origin) for split, store in stores.items()}
+        for split, store in list(stores.items()):
+            if labels[split] is None and "cells" in store.arrays:
+                if split == "train":
+                    raise DataError(
+                        f"{parts[split].origin}: all labels are -1, which says that they are not known",
+                        hint="Is label_column the right one? Training takes labelled texts.",
+                    )
+                note(unknown_note(parts[split].origin, split, "labels"))
+                if split == "validation":
+                    del parts[split], stores[split], labels[split]
         train = labels["train"]
         assert train is not None  # its column is required
         self._judge(train, parts["train"].origin, note)
@@ -220,11 +231,13 @@ class TextClassification(TextTask):
         )
 
     def _numbers(self, store: Store, origin: str) -> NDArray[np.int64] | None:
-        """Return the labels ``(n,)`` of a store's rows as positions among the classes; None without labels."""
+        """Return the labels ``(n,)`` of a store's rows as positions among the classes; None where none is known."""
         if "cells" not in store.arrays:
             return None
         position = {name: i for i, name in enumerate(self._classes)}
         names = [self._alias.get(str(value), str(value)) for value in store.facts["values"]]
+        if all(is_unknown(name) and name not in position for name in names):
+            return None
         strange = sorted({name for name in names if name not in position})
         if strange:
             raise DataError(

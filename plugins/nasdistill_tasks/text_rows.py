@@ -38,7 +38,7 @@ class Part:
     Attributes:
         tables: read one after the other.
         columns: of each table.
-        content: hashes of the files.
+        content: hashes of the files; of all files of a saved data set.
         origin: how messages name it.
     """
 
@@ -76,8 +76,15 @@ class Part:
 
     @property
     def key(self) -> dict[str, Any]:
-        """What the content depends on, as JSON."""
-        return {"files": list(self.content), "columns": [[c.text, c.pair, c.label] for c in self.columns]}
+        """All that decides the rows, as JSON.
+
+        The files alone do not: several splits may lie in the same ones, and the same bytes may be read in several ways.
+        """
+        return {
+            "files": list(self.content),
+            "reading": [dict(table.reading) for table in self.tables],
+            "columns": [[c.text, c.pair, c.label] for c in self.columns],
+        }
 
 
 def find_parts(
@@ -105,29 +112,30 @@ def find_parts(
         asked: likewise.
         choose: chooses the columns of a table.
     """
-    found: dict[Split, tuple[list[Table], list[Path]]] = {}
+    found: dict[Split, tuple[list[Table], list[str]]] = {}
     folder = Path(data).expanduser()
     if folder.is_dir() and is_saved(folder):
-        files = sorted(p for p in folder.rglob("*") if p.suffix in (".arrow", ".json"))
-        found = {split: ([table], files) for split, table in open_saved(folder).items()}
+        saved = open_saved(folder)
+        content = hashes(sorted(p for p in folder.rglob("*") if p.suffix in (".arrow", ".json")))
+        found = {split: ([table], content) for split, table in saved.items()}
         for split, given in (("validation", validation), ("test", test)):
             if given is not None:
                 raise DataError(f"{data} is a saved data set with its own splits, and {split} data {given} are given")
     else:
         for name, given_files in find_files(data, suffixes, toy=toy, validation=validation, test=test).items():
             tables = [open_table(p, header=header, delimiter=delimiter, asked=asked) for p in given_files]
-            found[name] = (tables, list(given_files))
+            found[name] = (tables, hashes(given_files))
     parts: dict[Split, Part] = {}
     first = found["train"][0][0]
     usual = choose("train", first)
-    for split, (tables, paths) in found.items():
+    for split, (tables, content) in found.items():
         # Files of one form are read alike: what a small one holds may look otherwise.
         alike = [table.columns == first.columns and usual.label is not None for table in tables]
         columns = tuple(usual if same else choose(split, table) for table, same in zip(tables, alike, strict=True))
         if len({(c.pair is None, c.label is None) for c in columns}) > 1:
             raise DataError(f"the {split} files of {data} have different columns")
         origin = ", ".join(table.origin for table in tables)
-        parts[split] = Part(tuple(tables), columns, tuple(hashes(paths)), origin)
+        parts[split] = Part(tuple(tables), columns, tuple(content), origin)
     return parts
 
 
@@ -226,6 +234,22 @@ def row_notes(origin: str, count: int, cut: int, empty: int, max_length: int) ->
     if empty:
         notes.append(f"{origin}: {empty} rows without text were left out")
     return notes
+
+
+def is_unknown(value: Any) -> bool:
+    """Return whether a label is -1, as public data sets write those of a test split that they keep to themselves."""
+    try:
+        return float(value) == -1
+    except (TypeError, ValueError):
+        return False
+
+
+def unknown_note(origin: str, split: Split, what: str) -> str:
+    """Return what to tell of a split whose labels (`what`) are all -1."""
+    told = f"{origin}: all {what} are -1, which says that they are not known; "
+    if split == "test":
+        return told + "it counts as a test split without labels, and nothing is scored on it"
+    return told + f"it is left out, and {split} data are taken from the training data"
 
 
 def _chunks(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:

@@ -14,7 +14,7 @@ import csv
 import functools
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ class Table:
         columns: names; ``"0"``, ``"1"``, ... without a header.
         named: whether the file names its columns.
         unit: what messages count: ``"line"`` or ``"row"``.
+        reading: JSON of all that decides the rows beside the content of the files: form, delimiter, header, split.
         read: yields every row with its number.
         classes: column -> names of its numbers, where the file says them.
     """
@@ -68,6 +69,7 @@ class Table:
     columns: tuple[str, ...]
     named: bool
     unit: str
+    reading: Mapping[str, Any]
     read: Callable[[], Iterator[tuple[int, Row]]]
     classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -147,11 +149,11 @@ def open_table(
     if suffix in (".jsonl", ".ndjson"):
         return _json_lines(path)
     if suffix in PLAIN:
-        return Table(str(path), ("0",), False, "line", lambda: _plain(path))
-    delimiter = delimiter or ("," if suffix == ".csv" else "\t")
+        return Table(str(path), ("0",), False, "line", {"form": "lines"}, lambda: _plain(path))
+    delimiter, quoted = delimiter or ("," if suffix == ".csv" else "\t"), suffix == ".csv"
 
     def read() -> Iterator[tuple[int, Row]]:
-        return _delimited(path, delimiter, quoted=suffix == ".csv")
+        return _delimited(path, delimiter, quoted=quoted)
 
     first = next(read(), None)
     if first is None:
@@ -160,9 +162,10 @@ def open_table(
     if header is None:
         names = {name for name in asked if isinstance(name, str)}
         header = any(cell in names or cell.lower() in _KNOWN for cell in cells)
+    how = {"form": "delimited", "delimiter": delimiter, "quoted": quoted, "header": header}  # as found, not as asked
     if not header:
-        return Table(str(path), tuple(map(str, range(len(cells)))), False, "line", read)
-    return Table(str(path), tuple(cells), True, "line", lambda: itertools.islice(read(), 1, None))
+        return Table(str(path), tuple(map(str, range(len(cells)))), False, "line", how, read)
+    return Table(str(path), tuple(cells), True, "line", how, lambda: itertools.islice(read(), 1, None))
 
 
 def is_saved(folder: Path) -> bool:
@@ -200,8 +203,8 @@ def open_saved(folder: Path) -> dict[Split, Table]:
         if split in tables:
             raise DataError(f"{folder}: several splits mean {split!r}: {', '.join(named)}")
         classes = {k: tuple(f.names) for k, f in data.features.items() if isinstance(f, datasets.ClassLabel)}
-        read = functools.partial(_saved_rows, data)
-        tables[split] = Table(f"{folder} ({name})", tuple(data.features), True, "row", read, classes)
+        read, how = functools.partial(_saved_rows, data), {"form": "saved", "split": name}
+        tables[split] = Table(f"{folder} ({name})", tuple(data.features), True, "row", how, read, classes)
     if "train" not in tables:
         raise DataError(f"{folder} has no rows in a split 'train'; it has {', '.join(map(repr, named)) or 'nothing'}")
     return tables
@@ -360,7 +363,7 @@ def _json_lines(path: Path) -> Table:
     def rows() -> Iterator[tuple[int, Row]]:
         return ((number, tuple(value.get(name) for name in columns)) for number, value in read())
 
-    return Table(str(path), columns, True, "line", rows)
+    return Table(str(path), columns, True, "line", {"form": "json lines"}, rows)
 
 
 def _parquet(path: Path) -> Table:
@@ -388,7 +391,7 @@ def _parquet(path: Path) -> Table:
                     number += 1
                     yield number, cells
 
-    return Table(str(path), columns, True, "row", read)
+    return Table(str(path), columns, True, "row", {"form": "parquet"}, read)
 
 
 def _saved_rows(data: Any) -> Iterator[tuple[int, Row]]:
