@@ -23,6 +23,8 @@ VISION = dict(
     hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8
 )
 PADDING = torch.tensor([[1] * 9, [1] * 6 + [0] * 3, [1] * 4 + [0] * 5])
+LATER = torch.ones(9, 9, dtype=torch.bool).triu(1)
+"""Pairs in which the key comes after the query; True = leave out, as torch's own layers have it."""
 
 
 def _draw(seed: int, *shape: int) -> torch.Tensor:
@@ -116,16 +118,21 @@ def _leave_out(mask: torch.Tensor | None) -> torch.Tensor | None:
 
 
 class OneAttention(nn.Module):
-    """``nn.MultiheadAttention`` in a block of its own, sequence first."""
+    """``nn.MultiheadAttention`` in a block of its own, sequence first.
 
-    def __init__(self) -> None:
+    Args:
+        later: pairs to leave out.
+    """
+
+    def __init__(self, later: torch.Tensor | None = None) -> None:
         super().__init__()
+        self.later = later
         self.attend = nn.MultiheadAttention(32, 4)
         self.mlp = nn.Linear(32, 32)
 
     def forward(self, x: torch.Tensor, leave_out: torch.Tensor | None) -> torch.Tensor:
         x = x.transpose(0, 1)
-        x = x + self.attend(x, x, x, key_padding_mask=leave_out, need_weights=False)[0]
+        x = x + self.attend(x, x, x, key_padding_mask=leave_out, attn_mask=self.later, need_weights=False)[0]
         return (x + self.mlp(x)).transpose(0, 1)
 
 
@@ -154,8 +161,21 @@ FAMILIES: dict[str, Family] = {
         lambda model, mask, seed: model(_draw(seed, 3, 9, 32), src_key_padding_mask=_leave_out(mask)),
         padded=True,
     ),
+    "torch_causal": Family(
+        _torch_encoder,
+        lambda model, mask, seed: model(_draw(seed, 3, 9, 32), mask=LATER, src_key_padding_mask=_leave_out(mask)),
+        padded=True,
+        causal=True,
+    ),
     "multi_head": Family(
         OneAttention, lambda model, mask, seed: model(_draw(seed, 3, 9, 32), _leave_out(mask)), padded=True, layers=1
+    ),
+    "multi_head_causal": Family(
+        lambda: OneAttention(LATER),
+        lambda model, mask, seed: model(_draw(seed, 3, 9, 32), _leave_out(mask)),
+        padded=True,
+        causal=True,
+        layers=1,
     ),
     "unet_condition": _diffusers(
         "UNet2DConditionModel",
