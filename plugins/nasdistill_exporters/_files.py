@@ -53,19 +53,23 @@ def complete_or_empty(folder: Path) -> Iterator[None]:
         raise
 
 
-def trial_inputs(request: ExportRequest, *, lengths: bool = False) -> Iterator[tuple[Tensor, ...]]:
+def trial_inputs(
+    request: ExportRequest, *, lengths: bool = False, padding: int | None = None
+) -> Iterator[tuple[Tensor, ...]]:
     """Yield the example, and noise at several batch sizes: normal for images; for text, tokens with padding after them.
 
     Args:
         request: the student.
         lengths: text of other lengths too.
+        padding: id behind a text's end, for networks that find the end by it; None: any id.
     """
     yield request.example
     for size in BATCHES:
         generator = torch_generator(0, "export", size)
         if request.io.kind == "tokens":
             count = request.example[0].shape[1]
-            yield tokens(request, size, max(2, count - size) if lengths else count, generator)
+            ids, *mask = tokens(request, size, max(2, count - size) if lengths else count, generator)
+            yield (ids if padding is None or not mask else ids.masked_fill(mask[0] == 0, padding), *mask)
         else:
             yield tuple(torch.randn(size, *x.shape[1:], generator=generator) for x in request.example)
 

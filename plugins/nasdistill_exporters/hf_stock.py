@@ -33,7 +33,7 @@ def write_stock(request: ExportRequest, stock: StockModel, head: HfHead) -> dict
         ) from error
     if problems:
         raise TrialFailure("export_failed", f"the stock folder of {request.name} is not complete: {problems}")
-    largest, compared = 0.0, list(trial_inputs(request, lengths=True))
+    largest, compared = 0.0, list(trial_inputs(request, lengths=True, padding=config.get("pad_token_id")))
     for inputs in compared:
         expected, found = (told(request, inputs, answer(model, inputs)) for model in (request.model, network))
         if found.shape != expected.shape:

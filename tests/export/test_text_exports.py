@@ -72,6 +72,9 @@ CASES = {
     "code-masked": ("encoder", {"heads": 2, "hidden": 24, "attention": "flow"},
                     ENCODER | SIZES | {"attention": ["softmax", "flow"]}, "masked_lm"),
     "stock-decoder": ("decoder", {}, {}, "causal_lm"),
+    "stock-decoder-classes": ("decoder", {}, {"padding_id": 0}, "classes"),
+    "stock-llama-classes": ("decoder", {"queries": 1}, {"style": "llama", "kv_heads": 2, "padding_id": 0}, "classes"),
+    "code-decoder-classes": ("decoder", {"heads": 2}, {"padding_id": 0}, "classes"),
     "code-decoder": ("decoder", {"heads": 2}, {}, "causal_lm"),
 }  # fmt: skip
 AUTO = {
@@ -141,6 +144,9 @@ def test_folders_open_where_nasdistill_is_not_and_answer_the_same(host, tmp_path
         assert "notes" not in facts
         assert (tmp_path / case / "tokenizer.json").is_file()
         mask = (torch.arange(7)[None] < torch.tensor([7, 4, 1])[:, None]).long()
+        if case == "stock-llama-classes":
+            mask = mask.flip(1)
+        ids = ids * mask  # 0 is [PAD]
         save_file({"ids": ids, "mask": mask}, tmp_path / f"{case}.inputs")
         with torch.no_grad():
             expected[case] = request.model(ids, mask), mask

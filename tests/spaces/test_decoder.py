@@ -31,6 +31,7 @@ from nasdistill_spaces.decoder.model import parameter_count
 
 V, N = 40, 12
 IO = IOSpec("tokens", (N,), V, V, "causal_lm")
+CLASSES, PAD = IOSpec("tokens", (N,), 3, V), 3
 GPT2 = {"layers": 3, "width": 32, "heads": 4, "mlp": 48, "positions": 24}
 LLAMA = {"style": "llama", "layers": 3, "width": 32, "heads": 8, "kv_heads": 4, "head_dim": 8, "mlp": 48,
          "positions": 24, "tied": False, "qkv_bias": True}  # fmt: skip
@@ -73,6 +74,11 @@ def batch_of(tokens, mask=None):
 
 def right_padded(lengths):
     return (torch.arange(N)[None] < torch.tensor(lengths)[:, None]).long()
+
+
+def padded(tokens, mask):
+    """Put the padding's id where the mask is 0, and nowhere else."""
+    return torch.where(mask == 1, torch.where(tokens == PAD, PAD + 1, tokens), PAD)
 
 
 def run(net, *inputs):
@@ -140,19 +146,49 @@ def test_at_full_size_it_is_the_teacher(host, family):
         assert plain == padded == 0.0
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "mistral"])
+def test_classifiers_read_the_token_that_transformers_reads(host, family):
+    """The last one whose id is not the padding's: padded right or left, not at all, ending in that id as real text."""
+    from transformers import AutoModelForSequenceClassification
+
+    config = copy.deepcopy(stock(family).config)
+    config.num_labels, config.pad_token_id = 3, PAD
+    torch.manual_seed(0)
+    teacher = TokenModel(AutoModelForSequenceClassification.from_config(config), "classes").eval()
+    sizes = host.load(Kind.SEARCH_SPACE, "decoder").adapted({}, TeacherInfo("transformers", config.to_dict()))
+    space = made(host, sizes)
+    student = space.build(space.default(), CLASSES).eval()
+    report = space.inherit(student, space.default(), teacher)
+    assert report.copied == report.total
+    right = right_padded([12, 7, 3, 1])
+    ends_in_padding = ids().index_fill(1, torch.tensor([N - 2, N - 1]), PAD)
+    inputs = [(padded(ids(), right), right), (padded(ids(), right.flip(1)), right.flip(1)), (ids(), None),
+              (ends_in_padding, None), (ends_in_padding, torch.ones_like(right))]  # fmt: skip
+    named = space.stock_model(space.default(), CLASSES).config["architectures"]
+    assert named == [type(teacher.model).__name__.replace("Mistral", "Llama")]
+    for tokens, mask in inputs:
+        assert torch.allclose(run(student, tokens, mask), run(teacher, tokens, mask), atol=1e-6, rtol=0)
+    by_mask = made(host, {**sizes, "padding_id": None})
+    assert by_mask.stock_model(by_mask.default(), CLASSES) is None
+    found = space.inherit(by_mask.build(by_mask.default(), CLASSES), by_mask.default(), teacher)
+    assert found.copied == found.total
+
+
 OPEN = """
 import sys, torch
 from nasdistill.bridge import prepare_imports
 prepare_imports()
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+import transformers
 for folder in sys.argv[1:]:
-    model, told = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    classes = folder.endswith("classes")
+    auto = getattr(transformers, "AutoModelForSequenceClassification" if classes else "AutoModelForCausalLM")
+    model, told = auto.from_pretrained(folder, output_loading_info=True)
     assert not any(told[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), told
     case = load_file(folder + "/case.safetensors")
     with torch.no_grad():
         found = model.eval()(input_ids=case["ids"], attention_mask=case["mask"]).logits
-    gap = ((found - case["logits"]).abs() * case["mask"][..., None]).max()
+    gap = ((found - case["logits"]).abs() * (1 if classes else case["mask"][..., None])).max()
     assert gap < 1e-6, (folder, gap)
 """
 
@@ -166,17 +202,20 @@ def test_points_open_as_stock_models_in_a_fresh_process(host, tmp_path):
         "llama": (LLAMA, {"layers": 2, "width": 24, "groups": 2, "queries": 1}),
         "plain": ({**LLAMA, "qkv_bias": False, "tied": True}, {"width": 16, "queries": 1}),
     }
+    kinds = {"gpt2": "gpt2", "llama": "qwen2", "plain": "llama"}
+    cases |= {f"{name}-classes": ({**options, "padding_id": 3}, params) for name, (options, params) in cases.items()}
     for name, (options, params) in cases.items():
-        space = made(host, options)
-        arch, net = network(space, params)
-        model = space.stock_model(arch, IO)
-        assert model.config["model_type"] == {"gpt2": "gpt2", "llama": "qwen2", "plain": "llama"}[name]
+        space, io = made(host, options), CLASSES if name.endswith("classes") else IO
+        arch, net = network(space, params, io)
+        model = space.stock_model(arch, io)
+        assert model.config["model_type"] == kinds[name.partition("-")[0]]
         folder, mask = tmp_path / name, right_padded([12, 5, 2, 9])
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(model.config))
         state = {key: tensor.contiguous() for key, tensor in model.weights(net.state_dict()).items()}
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-        case = {"ids": ids(), "mask": mask, "logits": run(net, ids(), mask)}
+        tokens = padded(ids(), mask)
+        case = {"ids": tokens, "mask": mask, "logits": run(net, tokens, mask)}
         save_file(case, folder / "case.safetensors")
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", OPEN, *(str(tmp_path / name) for name in cases)],

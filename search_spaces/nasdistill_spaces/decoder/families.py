@@ -14,6 +14,12 @@ from nasdistill_spaces.decoder.model import DecoderNet, DecoderShape
 SERVED = ("gpt2", "llama", "qwen2", "mistral")
 """Values of ``model_type`` that the space has a style for."""
 
+HEADS = {"causal_lm": "ForCausalLM", "classes": "ForSequenceClassification"}
+"""Ends of the names of stock classes."""
+
+OUTPUTS = ("lm_head.weight", "score.weight")
+"""Output matrices, which lie beside the body there too."""
+
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "silu": "silu",
                "swish": "silu", "relu": "relu"}  # fmt: skip
 
@@ -39,7 +45,9 @@ def sizes_of(config: Mapping[str, Any]) -> dict[str, Any]:
         activation = "gelu_new" if family == "gpt2" else "silu"
     if activation not in ACTIVATIONS:
         _refuse(f"the activation {activation!r}")
-    return {**sizes, "activation": ACTIVATIONS[activation], "vocabulary": int(config["vocab_size"])}
+    vocabulary, padding = int(config["vocab_size"]), config.get("pad_token_id")
+    known = {"padding_id": padding} if isinstance(padding, int) and 0 <= padding < vocabulary else {}
+    return {**sizes, **known, "activation": ACTIVATIONS[activation], "vocabulary": vocabulary}
 
 
 def _gpt2(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,6 +133,7 @@ def _read_stock(
         head="causal_lm" if score is None else "classes", activation=sizes["activation"], eps=sizes["eps"],
         qkv_bias=sizes["qkv_bias"], out_bias=sizes["out_bias"], mlp_bias=sizes["mlp_bias"], tied=sizes["tied"],
         rope_theta=sizes.get("rope_theta", 10_000.0), rope_scaling=sizes.get("rope_scaling", {}),
+        padding_id=None if score is None else sizes.get("padding_id"),
     )  # fmt: skip
     read = _from_gpt2 if shape.style == "gpt2" else _from_llama
     return shape, read(state, shape)
@@ -171,21 +180,32 @@ def _with_output(found: dict[str, Tensor], state: Mapping[str, Tensor], shape: D
 
 
 def stock_config(shape: DecoderShape) -> dict[str, Any] | None:
-    """Return the ``config.json`` of the class of transformers that computes the same, or None where none does."""
+    """Return the ``config.json`` of the class of transformers that computes the same, or None where none does.
+
+    Its classifiers find a text's end by the padding id, so a network that goes by the mask is none of them.
+    """
     uniform = all(len(set(sizes)) == 1 for sizes in (shape.heads, shape.kv_heads, shape.mlp))
-    if not uniform or set(shape.attention) != {"softmax"} or shape.head != "causal_lm":
+    if not uniform or set(shape.attention) != {"softmax"} or shape.head not in HEADS:
+        return None
+    classes = shape.head == "classes"
+    if classes and (shape.padding_id is None or shape.padding_id >= shape.vocabulary):
         return None
     heads, groups, mlp = shape.heads[0], shape.kv_heads[0], shape.mlp[0]
     activation = {"gelu_tanh": "gelu_new"}.get(shape.activation, shape.activation)
-    common = {"vocab_size": shape.vocabulary, "tie_word_embeddings": shape.tied, "bos_token_id": None,
+    common: dict[str, Any] = {"vocab_size": shape.vocabulary, "tie_word_embeddings": shape.tied, "bos_token_id": None,
               "eos_token_id": None}  # fmt: skip
+    if classes:
+        names = [f"LABEL_{index}" for index in range(shape.outputs)]
+        common |= {"pad_token_id": shape.padding_id, "id2label": {str(i): name for i, name in enumerate(names)},
+                   "label2id": {name: i for i, name in enumerate(names)}}  # fmt: skip
     if shape.style == "gpt2":
         biases = shape.qkv_bias and shape.out_bias and shape.mlp_bias
         if heads * shape.head_dim != shape.width or groups != heads or not biases:
             return None
         return {
-            "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **common, "n_embd": shape.width,
-            "n_layer": shape.layers, "n_head": heads, "n_inner": mlp, "n_positions": shape.positions,
+            "model_type": "gpt2", "architectures": ["GPT2ForSequenceClassification" if classes else "GPT2LMHeadModel"],
+            **common, "n_embd": shape.width, "n_layer": shape.layers, "n_head": heads, "n_inner": mlp,
+            "n_positions": shape.positions,
             "activation_function": activation, "layer_norm_epsilon": shape.eps, "resid_pdrop": 0.0,
             "embd_pdrop": 0.0, "attn_pdrop": 0.0,
         }  # fmt: skip
@@ -193,9 +213,9 @@ def stock_config(shape: DecoderShape) -> dict[str, Any] | None:
     if not qwen and shape.qkv_bias != shape.out_bias:
         return None
     biases_ = {} if qwen else {"attention_bias": shape.qkv_bias, "mlp_bias": shape.mlp_bias}
-    family, name = ("qwen2", "Qwen2ForCausalLM") if qwen else ("llama", "LlamaForCausalLM")
+    family, name = ("qwen2", "Qwen2") if qwen else ("llama", "Llama")
     return {
-        "model_type": family, "architectures": [name], **common, "hidden_size": shape.width,
+        "model_type": family, "architectures": [name + HEADS[shape.head]], **common, "hidden_size": shape.width,
         "num_hidden_layers": shape.layers, "num_attention_heads": heads, "num_key_value_heads": groups,
         "head_dim": shape.head_dim, "intermediate_size": mlp, "max_position_embeddings": shape.positions,
         "hidden_act": activation, "rms_norm_eps": shape.eps, **biases_,
@@ -207,14 +227,13 @@ def to_stock(shape: DecoderShape) -> Callable[[Mapping[str, Tensor]], dict[str, 
     """Return what renames our tensors to those of the class that :func:`stock_config` names."""
 
     def llama(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name if name == "lm_head.weight" else f"model.{name}": tensor for name, tensor in state.items()}
+        return {name if name in OUTPUTS else f"model.{name}": tensor for name, tensor in state.items()}
 
     def gpt2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         names = {"embed_tokens.weight": "transformer.wte.weight", "embed_positions.weight": "transformer.wpe.weight"}
         names |= {f"norm.{end}": f"transformer.ln_f.{end}" for end in ("weight", "bias")}
         found = {theirs: state[ours] for ours, theirs in names.items()}
-        if not shape.tied:
-            found["lm_head.weight"] = state["lm_head.weight"]
+        found |= {name: state[name] for name in OUTPUTS if name in state}
         for layer in range(shape.layers):
             there, here = f"transformer.h.{layer}", f"layers.{layer}"
             for theirs, ours in GPT2_LAYER:

@@ -49,6 +49,8 @@ class DecoderShape:
         tied: the output matrix is the token embedding.
         rope_theta: base of the rotary frequencies.
         rope_scaling: how they are changed: empty, or ``rope_type`` ``linear`` or ``llama3`` with its numbers.
+        padding_id: ``classes`` read the last token of another id, as in transformers; None: the last one that the mask
+            calls real.
     """
 
     style: Style
@@ -70,6 +72,7 @@ class DecoderShape:
     tied: bool
     rope_theta: float
     rope_scaling: Mapping[str, Any]
+    padding_id: int | None = None
 
     @property
     def layers(self) -> int:
@@ -267,7 +270,7 @@ class DecoderNet(nn.Module):
             token_type_ids: not used.
 
         Returns:
-            ``(B, N, V)`` for ``causal_lm``, ``(B, K)`` of the last real token for ``classes``.
+            ``(B, N, V)`` for ``causal_lm``, ``(B, K)`` of the last real token for ``classes`` (see `padding_id`).
         """
         shape, tokens = self.shape, input_ids.shape[1]
         valid = None if attention_mask is None else attention_mask != 0
@@ -287,7 +290,8 @@ class DecoderNet(nn.Module):
             x = layer(x, mask, angles, store)
         x = self.norm(x)
         if self.score is not None:
-            return self.score(_last_token(x, valid, where))  # type: ignore[no-any-return]
+            ends = valid if shape.padding_id is None else input_ids != shape.padding_id
+            return self.score(_last_token(x, ends, where))  # type: ignore[no-any-return]
         return F.linear(x, self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight)
 
 

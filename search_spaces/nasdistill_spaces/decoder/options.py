@@ -39,6 +39,9 @@ class DecoderOptions(VariantOptions):
     tied: bool = Field(True, description="The output matrix is the token embedding.")
     rope_theta: float = Field(10_000.0, gt=0, description="Base of the rotary frequencies.")
     rope_scaling: dict[str, Any] = Field(default_factory=dict, description="As in transformers; linear or llama3.")
+    padding_id: int | None = Field(
+        None, ge=0, description="Id that ends a classifier's texts, as in transformers; unset = the mask tells."
+    )
     shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         (0.5, 0.75, 1.0), min_length=1, description="Choices of every size, as shares of the largest."
     )
@@ -194,4 +197,5 @@ class DecoderOptions(VariantOptions):
             outputs=words if outputs is None else outputs, eps=self.eps, qkv_bias=qkv, out_bias=out, mlp_bias=mlps,
             activation=self.activation or ("gelu_tanh" if gpt2 else "silu"), tied=self.tied,
             rope_theta=self.rope_theta, rope_scaling=dict(self.rope_scaling),
+            padding_id=self.padding_id if head == "classes" else None,
         )  # fmt: skip

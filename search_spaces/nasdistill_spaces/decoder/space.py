@@ -17,7 +17,8 @@ Cost of one layer at N tokens, width C, H heads, G groups of size D, F neurons: 
 Source: "Compact Language Models via Pruning and Knowledge Distillation" (Minitron), arXiv 2407.14679. We depart from it
 in the grid (shares of any teacher instead of its tables) and in what is free beyond it: sizes per layer, attention.
 Points whose layers are alike and whose attention is softmax are stock models of transformers (GPT-2 where heads * size
-= width; Llama and Qwen2 always).
+= width; Llama and Qwen2 always), as language models and as classifiers; these read the last token that is not padding,
+which `padding_id` (the teacher's) names. Without it they go by the mask, which no stock classifier does.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Decoder(PlannedSpace):
     options: DecoderOptions
     examples = (
         Example(
-            {"layers": 3, "width": 32, "heads": 4, "mlp": 64, "positions": 32},
+            {"layers": 3, "width": 32, "heads": 4, "mlp": 64, "positions": 32, "padding_id": 0},
             {"io": (WORDS, IOSpec("tokens", (9,), 3, 40))},
             "gpt2",
         ),
