@@ -24,6 +24,7 @@ from nasdistill.errors import ConfigError, UsageError, did_you_mean
 from nasdistill.files import write_json
 from nasdistill.interfaces.batch import Batch
 from nasdistill.interfaces.recipe import TEACHER, Origin, Stage, StageResult
+from nasdistill.interfaces.space import SearchSpace
 from nasdistill.interfaces.task import Evaluation, Split, Task
 from nasdistill.interfaces.teacher import TeacherSession
 from nasdistill.interfaces.transform import Applied, Transform, Transformed
@@ -93,14 +94,16 @@ class StageRunner:
         """What the recipe's student is; None where no space made it."""
         return self._origin
 
-    def candidate(self, architecture: Architecture, source: nn.Module | None = None) -> nn.Module:
+    def candidate(
+        self, architecture: Architecture, source: nn.Module | None = None, *, space: SearchSpace | None = None
+    ) -> nn.Module:
         """Return the network of another point; see :class:`nasdistill.interfaces.RecipeRunner`.
 
         The same point and source give the same weights, whatever was asked for before.
         """
         if self._origin is None:
             raise UsageError("this student is no point of a search space, so there are no others beside it")
-        space = self._origin.space
+        own, space = space is None, space or self._origin.space
         with seeded(self._seed, "candidate", architecture.fingerprint):
             model = space.build(architecture, self._origin.io)
         if source is None and self._training.inherit and TEACHER in self._teachers:
@@ -109,10 +112,16 @@ class StageRunner:
         if source is not None:
             report = space.inherit(model, architecture, source, calibration=self._calibration)
             notes = ("fresh weights",) if report is None else report.notes
-        self._points[model] = architecture
+        if own:
+            self._points[model] = architecture
         parameters = sum(parameter.numel() for parameter in model.parameters())
         self._note("candidate", architecture.id, params=parameters, notes=list(notes))
         return model.to(self._device)
+
+    def note(self, text: str) -> None:
+        """Tell the user what the recipe decided; see :class:`nasdistill.interfaces.RecipeRunner`."""
+        self._say(text)
+        self._note("note", text)
 
     def register_student(self, model: nn.Module) -> None:
         """Say that a network is the recipe's student, which `origin` describes."""
@@ -122,7 +131,8 @@ class StageRunner:
     def architecture_of(self, model: nn.Module) -> Architecture | None:
         """Return the point that a network was built for; None where it is not known.
 
-        It is known of the student, of what :meth:`candidate` made, and of what became of these by :meth:`transform`.
+        It is known of the student, of what :meth:`candidate` made within its space, and of what became of these by
+        :meth:`transform`.
         """
         return self._points.get(model)
 

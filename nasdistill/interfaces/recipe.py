@@ -88,18 +88,25 @@ class RecipeRunner(Protocol):
     def origin(self) -> Origin | None:
         """What the student is; None for a network that no space made."""
 
-    def candidate(self, architecture: Architecture, source: nn.Module | None = None) -> nn.Module:
+    def candidate(
+        self, architecture: Architecture, source: nn.Module | None = None, *, space: SearchSpace | None = None
+    ) -> nn.Module:
         """Return the network of another point of the student's space.
 
         Args:
             architecture: the point.
             source: the network whose weights it starts from; the teacher ``"teacher"`` unless given. Where the space
                 cannot inherit from it, the weights are fresh.
+            space: the student's space with other options, where the point is of that. Such a network serves on the way,
+                as an assistant; a student is saved with the options of its own space, so it cannot be one.
 
         Raises:
             UsageError: the student has no origin.
-            ArchitectureError: not a point of its space.
+            ArchitectureError: not a point of the space.
         """
+
+    def note(self, text: str) -> None:
+        """Tell the user what the recipe decided, in one line; it is kept in the record."""
 
     def train(self, stage: Stage, student: nn.Module) -> StageResult:
         """Run one stage."""

@@ -36,7 +36,7 @@ def nasdistill_recipes() -> list[RecipeSpec]:
         RecipeSpec(
             "teacher_assistant",
             "nasdistill_recipes.teacher_assistant:TeacherAssistant",
-            "Distil first to a student of the teacher's width, then from that one, where depth and width shrink a lot",
+            "Distil first to a student of the teacher's depth, then from that one, where depth and width shrink a lot",
             options="nasdistill_recipes.teacher_assistant:TeacherAssistantOptions",
             references=("arXiv:2002.10957", "arXiv:1902.03393"),
             partly=("arXiv:1902.03393",),

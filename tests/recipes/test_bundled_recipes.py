@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from toys_search import write_digits
 
 import nasdistill
+from nasdistill.bridge.random_models import random_model
 from nasdistill.cli.app import run as main
 from nasdistill.distill import StageRunner, evaluate
 from nasdistill.errors import ArchitectureError, ConfigError, MismatchError, TrialFailure, UsageError
@@ -32,21 +33,32 @@ IO = IOSpec("image", (1, 8, 8), 10)
 class Judged:
     """A runner that trains nothing and gives each point the loss that a table says."""
 
-    def __init__(self, space, params, losses=lambda params: 1.0, fails=()):
-        self.origin = Origin(space, space.architecture(params), IO)
+    def __init__(self, space, params, losses=lambda params: 1.0, fails=(), teacher=None, io=IO):
+        self.origin = Origin(space, space.architecture(params), io)
+        self.taught_by = teacher
+        self.notes, self.spaces = [], []
         self.losses, self.fails = losses, fails
         self.stages, self.sources, self.registered = [], [], {}
         self.points = {}
 
-    def made(self, architecture):
+    def made(self, architecture, space=None):
         with seeded(0, architecture.fingerprint):
-            model = self.origin.space.build(architecture, IO)
+            model = (space or self.origin.space).build(architecture, self.origin.io)
         self.points[model] = architecture
         return model
 
-    def candidate(self, architecture, source=None):
+    def candidate(self, architecture, source=None, *, space=None):
         self.sources.append(None if source is None else self.points[source])
-        return self.made(architecture)
+        self.spaces.append(space)
+        return self.made(architecture, space)
+
+    def teacher(self, reference):
+        assert reference == TEACHER
+        model = self.made(self.origin.space.default()) if self.taught_by is None else self.taught_by
+        return SingleTeacher(model, label=TEACHER, fingerprint=TEACHER)
+
+    def note(self, text):
+        self.notes.append(text)
 
     def train(self, stage, student):
         self.stages.append((stage, self.points[student]))
@@ -168,7 +180,9 @@ def test_an_assistant_where_depth_and_width_are_at_most_half(host, params, helpe
         return
     assert names == [("assistant", TEACHER, 5), ("student", "assistant", 3)]
     (_, assistant), _ = judged.stages
-    assert dict(assistant.params) == {**judged.origin.architecture.params, "width": 16}
+    assert dict(assistant.params) == {
+        **judged.origin.architecture.params, "depth": 4, **{f"block{i}.kernel": 3 for i in range(4)},
+    }  # fmt: skip
     session = judged.registered["assistant"]
     assert judged.points[session.model] == assistant
     assert len({json.dumps(stage.losses) for stage, _ in judged.stages}) == 1
@@ -178,7 +192,7 @@ def test_an_assistant_where_depth_and_width_are_at_most_half(host, params, helpe
 def test_when_decides_and_axes_can_be_named(host):
     small = {"width": 8, "depth": 4}
     for when, count in (("always", 2), ("never", 1)):
-        judged = Judged(TinySpace(WIDE), small)
+        judged = Judged(TinySpace(WIDE), {**small, "depth": 2, "width": 16})
         run(host, judged, "teacher_assistant", when=when)
         assert len(judged.stages) == count
     with pytest.raises(UsageError, match="no axis heads of numbers"):
@@ -187,7 +201,91 @@ def test_when_decides_and_axes_can_be_named(host):
         run(host, Judged(TinySpace(WIDE), small), "teacher_assistant", depth="activation")
 
 
+TWELVE = {"layers": 12, "hidden": 48, "heads": 4, "mlp": 192, "positions": 40}
+WORDS = IOSpec("tokens", (6,), 3, 50)
+
+
+@pytest.fixture(scope="module")
+def bert():
+    return random_model(
+        "bert", "classes", hidden_size=48, num_hidden_layers=12, num_attention_heads=4, intermediate_size=192,
+        max_position_embeddings=40, num_labels=3, vocab_size=50,
+    )  # fmt: skip
+
+
+@pytest.mark.paper("2002.10957", "recipes:teacher_assistant")
+@pytest.mark.parametrize(
+    ("name", "options", "params", "taken"),
+    [
+        # The largest width here is 5/6 of the teacher's, in `tiny` 7/24, and 7/12 of its depth.
+        ("encoder", {}, {"layers": 5, "hidden": 22}, {"layers": 12, "hidden": 22}),
+        ("encoder", {"subspace": "tiny"}, {"layers": 4, "hidden": 8}, {"layers": 12, "hidden": 8}),
+        ("encoder", {"subspace": "tiny"}, {"layers": 7, "hidden": 8}, None),
+        ("encoder", {"layers": [6], "hidden": [20, 40]}, {"hidden": 40}, None),
+        ("bert_free", {"layers": [3]}, {"hidden": 12, "layer01.heads": 1}, {"layers": 12, "hidden": 12}),
+    ],
+)
+def test_depth_and_width_to_halve_are_the_teachers(host, bert, name, options, params, taken):
+    space = host.create(Kind.SEARCH_SPACE, name, {"teacher": TWELVE, **options})
+    judged = Judged(space, params, teacher=bert, io=WORDS)
+    run(host, judged, "teacher_assistant")
+    [note] = judged.notes
+    assert "the teacher has 12 layers of width 48, the student" in note
+    if taken is None:
+        assert [stage.name for stage, _ in judged.stages] == ["student"]
+        assert note.startswith("no assistant: ")
+        return
+    (_, assistant), (_, student) = judged.stages
+    assert {key: assistant.params[key] for key in taken} == taken
+    assert note.startswith(f"assistant of 12 layers of width {taken['hidden']}: ")
+    each = [key for key in assistant.params if key.startswith("layer") and "." in key]
+    assert len(each) == (36 if name == "bert_free" else 0)
+    assert [assistant.params[key] for key in each] == [
+        student.params[f"layer{int(key[5:7]) // 4:02d}{key[7:]}"] for key in each
+    ]
+    model = judged.registered["assistant"].model
+    assert (len(model.encoder.layer), model.shape.hidden) == (12, taken["hidden"])
+
+
+def test_the_nearest_depth_is_taken_where_the_space_stops_short(host, bert):
+    eight = {**TWELVE, "layers": 8}
+    space = host.create(Kind.SEARCH_SPACE, "encoder", {"teacher": eight, "layers": [2, 6], "hidden": [24]})
+    judged = Judged(space, {"layers": 2}, teacher=bert, io=WORDS)
+    run(host, judged, "teacher_assistant")
+    assert judged.stages[0][1].params["layers"] == 6
+    assert judged.notes[0].startswith("assistant of 6 layers of width 24, the nearest that the space has: the teacher")
+    shallow = host.create(Kind.SEARCH_SPACE, "encoder", {"teacher": eight, "layers": [2], "hidden": [24]})
+    judged = Judged(shallow, {}, teacher=bert, io=WORDS)
+    run(host, judged, "teacher_assistant")
+    assert [stage.name for stage, _ in judged.stages] == ["student"]
+    assert "has no deeper network like it" in judged.notes[0]
+
+
 # ---- the runner ------------------------------------------------------------------------------------------------------
+
+
+def test_a_candidate_of_a_wider_space_inherits_and_is_no_student(host, bert):
+    def space(**options):
+        return host.create(Kind.SEARCH_SPACE, "encoder", {"teacher": TWELVE, "subspace": "tiny", **options})
+
+    origin = Origin(space(), space().architecture({"layers": 4, "hidden": 8}), WORDS)
+    said = []
+    runner = StageRunner(
+        None, host=host, training=TrainingConfig(), seed=3, cache_dir=None, origin=origin, progress=said.append
+    )
+    runner.register_teacher(TEACHER, SingleTeacher(copy.deepcopy(bert), label="t", fingerprint="t"))
+    deep = space(layers=[12])
+    point = deep.architecture({"hidden": 8})
+    with pytest.raises(ArchitectureError):
+        runner.candidate(point)
+    model = runner.candidate(point, space=deep)
+    assert len(model.encoder.layer) == 12
+    words = bert.get_input_embeddings().weight
+    assert torch.equal(model.embeddings.word_embeddings.weight, words[:, :8])
+    assert runner.architecture_of(model) is None  # its own space's options would not build it
+    runner.note("so it goes")
+    assert said == ["so it goes"]
+    assert runner.record[-1] == {"kind": "note", "name": "so it goes"}
 
 
 def test_candidates_of_the_runner_start_from_the_teacher(host):

@@ -20,6 +20,7 @@ from nasdistill.errors import UsageError
 from nasdistill.interfaces import (
     Batch,
     Evaluation,
+    SearchSpace,
     SingleTeacher,
     Site,
     Split,
@@ -144,7 +145,9 @@ class RecordingRunner:
         self._keep(made.model)
         return made
 
-    def candidate(self, architecture: Architecture, source: nn.Module | None = None) -> nn.Module:
+    def candidate(
+        self, architecture: Architecture, source: nn.Module | None = None, *, space: SearchSpace | None = None
+    ) -> nn.Module:
         """Return the network of another point of the student's space, started from `source` or the teacher.
 
         Raises:
@@ -153,11 +156,16 @@ class RecordingRunner:
         self._count()
         if self.origin is None:
             raise UsageError("this student is no point of a search space, so there are no others beside it")
+        space = space or self.origin.space
         with seeded(self.seed, "candidate", architecture.fingerprint):
-            model = self.origin.space.build(architecture, self.origin.io)
-        self.origin.space.inherit(model, architecture, self._teachers[TEACHER].model if source is None else source)
+            model = space.build(architecture, self.origin.io)
+        space.inherit(model, architecture, self._teachers[TEACHER].model if source is None else source)
         self._keep(model)
         return model
+
+    def note(self, text: str) -> None:
+        """Nobody reads it."""
+        self._count()
 
     def teacher(self, reference: str) -> TeacherSession:
         """Return a registered teacher, or a network in the place of the one that `reference` names.
