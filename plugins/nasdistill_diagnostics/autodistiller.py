@@ -8,11 +8,12 @@ relative to it), and
 
 A forest of random trees and gradient-boosted trees, averaged, learns the ratio. Recommended are the pipelines, of all
 combinations of the factors that were seen, with the highest predicted ratio for the new task: train those N, the
-prediction is only a way to choose them. The importance of a factor is how much the error on held-out rows grows when
+prediction is only a way to choose them. The new task's own features are those of its data and of the teacher, which is
+evaluated on the validation split (where that has no labels, the runs' mean score stands in). The importance of a factor is how much the error on held-out rows grows when
 its column is shuffled there, relative to the error of always predicting the mean; beside it stands the rank correlation
 of predicted and true ratios on held-out rows. Where that is near 0 the runs do not say what works.
 
-Cost: seconds for thousands of rows. No network is run.
+Cost: seconds for thousands of rows, and one pass of the teacher over the validation split.
 
 Source: AutoDistiller in "Distiller: A Systematic Study of Model Distillation Methods in NLP", arXiv 2109.11105. There a
 data set's texts are embedded among the features; here their place is taken by the plain features above.
@@ -31,6 +32,7 @@ from pydantic import Field
 from torch import nn
 
 import nasdistill
+from nasdistill.distill import evaluate
 from nasdistill.errors import UsageError
 from nasdistill.interfaces import Batch, Diagnostic, Example, Finding, Task, Tracer
 from nasdistill.spec.options import ComponentOptions
@@ -213,8 +215,16 @@ def candidates(rows: Sequence[Row], *, seed: int) -> list[Row]:
     return list(unique.values())
 
 
+def _score(teacher: nn.Module | None, task: Task) -> float | None:
+    """Return a teacher's score on the validation split; None without a teacher, labels, or a finite score."""
+    if teacher is None or not task.has_labels("validation") or not task.size("validation"):
+        return None
+    score = evaluate(teacher, task).score
+    return score if math.isfinite(score) else None
+
+
 class AutoDistiller(Diagnostic):
-    """See the module's text; the models are only counted, the task is the new one."""
+    """See the module's text; the teacher is evaluated, other models are only counted; the task is the new one."""
 
     options_model = AutoDistillerOptions
     options: AutoDistillerOptions
@@ -252,9 +262,11 @@ class AutoDistiller(Diagnostic):
         grown, correlation = importance(rows, trees=trees, seed=seed)
         model = Model(rows, trees=trees, seed=seed)
         sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in models.items()}
+        own = _score(models.get("teacher"), task)
         known = [row["teacher_score"] for row in rows if row.get("teacher_score") is not None]
+        usual = float(np.mean(known)) if known else 1.0
         new = task_features(
-            task.io, samples=task.size("train"), score=float(np.mean(known)) if known else 1.0,
+            task.io, samples=task.size("train"), score=usual if own is None else own,
             teacher=sizes.get("teacher"),
             student=next((size for name, size in sizes.items() if name != "teacher"), None),
         )  # fmt: skip
@@ -263,7 +275,12 @@ class AutoDistiller(Diagnostic):
         best = np.argsort(-predicted, kind="stable")[: self.options.recommend]
         ordered = sorted(grown.items(), key=lambda item: -item[1])
         return Finding(
-            values={"rows": len(rows), "held_out_spearman": correlation, "pipelines": len(pipelines)},
+            values={
+                "rows": len(rows),
+                "held_out_spearman": correlation,
+                "pipelines": len(pipelines),
+                **({} if own is None else {"teacher_score": own}),
+            },
             tables={
                 "recommended": [{**pipelines[i], "predicted_ratio": float(predicted[i])} for i in best],
                 "importance": [{"factor": name, "error_growth": value} for name, value in ordered],
@@ -279,5 +296,6 @@ class AutoDistiller(Diagnostic):
             text=(
                 f"Learned from {len(rows)} students; predicted and true ratios of held-out students agree with a rank "
                 f"correlation of {correlation:+.2f}. Train the recommended pipelines: a prediction is no result."
+                + ("" if own is not None else f" The teacher's score on this task is not known; {usual:.4f} was taken.")
             ),
         )

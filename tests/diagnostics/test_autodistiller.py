@@ -7,12 +7,16 @@ import json
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
 from toys_search import tiny, write_digits
 
 from nasdistill.cli import main
 from nasdistill.errors import UsageError
 from nasdistill.search.run import run_search
 from nasdistill.spec.component import Kind
+from nasdistill.testing.kit.task import tiny_task
 from nasdistill_diagnostics.autodistiller import FACTORS, Model, candidates, importance
 
 
@@ -58,6 +62,40 @@ def test_a_category_that_was_never_seen_is_no_error():
 def test_too_few_students_are_refused(host):
     with pytest.raises(UsageError, match="too few"):
         host.create(Kind.DIAGNOSTIC, "autodistiller", {"records": rows()[:5]}).examine({}, None, (), None)
+
+
+class Reads(nn.Module):
+    """Knows the labels of some digits by their pixels, or answers the same for all."""
+
+    def __init__(self, task, knows: bool) -> None:
+        super().__init__()
+        [batch] = task.batches("validation", batch_size=1000)
+        self.register_buffer("images", batch.image.flatten(1))
+        self.register_buffer("answers", F.one_hot(batch.labels if knows else batch.labels * 0, 10).float())
+
+    def forward(self, image):
+        return self.answers[torch.cdist(image.flatten(1), self.images).argmin(1)]
+
+
+@pytest.mark.paper("2109.11105", "diagnostics:autodistiller")
+def test_the_new_teachers_own_score_decides(host):
+    """Of a good teacher one loss is best, of a bad one the other: the rows say so, and their mean lies between."""
+    known = [
+        {"logit": logit, "logit_weight": 1.0, "temperature": t, "teacher_score": score,
+         "ratio": 0.9 if (logit == "kd") == (score > 0.5) else 0.7}
+        for logit, t, score, _ in itertools.product(("kd", "logit_mse"), (1.0, 4.0), (0.1, 0.95), range(3))
+    ]  # fmt: skip
+    task = tiny_task(samples=100)
+    best = {}
+    for knows in (True, False):
+        diagnostic = host.create(Kind.DIAGNOSTIC, "autodistiller", {"records": known, "trees": 20, "recommend": 1})
+        found = diagnostic.examine({"teacher": Reads(task, knows)}, task, (), None)
+        assert found.values["teacher_score"] == (1.0 if knows else 0.1)
+        best[knows] = found.tables["recommended"][0]["logit"]
+    assert best == {True: "kd", False: "logit_mse"}
+    unknown = diagnostic.examine({}, task, (), None)
+    assert "teacher_score" not in unknown.values
+    assert "is not known; 0.5250 was taken" in unknown.text
 
 
 def test_runs_are_read_and_the_command_prints_what_was_learned(host, tmp_path, capsys):
