@@ -328,12 +328,49 @@ class Percent(Simple):
 
 
 class Falling(Simple):
-    """An error rate that is right: sound."""
+    """An error rate that is right, and so is its chance: sound."""
 
     metric = Metric("error", higher_is_better=False)
 
     def score(self, outputs, labels):
         return 1 - super().score(outputs, labels)
+
+    def chance(self, split):
+        return 1 - commonest(self, split)
+
+
+def commonest(task, split):
+    """Return the share of the commonest class of a split."""
+    labels = torch.cat([batch.labels for batch in task.batches(split, batch_size=100)])
+    return float(labels.bincount().max() / len(labels))
+
+
+class Guessing(Simple):
+    """States what the commonest class scores: sound."""
+
+    def chance(self, split):
+        return commonest(self, split)
+
+
+class Balanced(Simple):
+    """Takes its classes for equally frequent."""
+
+    def chance(self, split):
+        return 1 / self.options.classes
+
+
+class Demanding(Simple):
+    """Demands twice of what a class scores."""
+
+    def chance(self, split):
+        return 2 * commonest(self, split)
+
+
+class Hundredth(Simple):
+    """States its level in whole percent."""
+
+    def chance(self, split):
+        return round(100 * commonest(self, split))
 
 
 class Single(Simple):
@@ -384,7 +421,7 @@ def spec(name, cls):
     )  # fmt: skip
 
 
-SOUND = [spec("sound", Sound), spec("tokens", Tokens), spec("falling", Falling)]
+SOUND = [spec("sound", Sound), spec("tokens", Tokens), spec("falling", Falling), spec("guessing", Guessing)]
 BROKEN = [
     Broken("says_its_input_and_output", spec("batched", Batched), "(1, 1, 8, 8) is not (C, H, W)"),
     Broken("gives_batches", spec("short_ids", ShortIds), "torch.int32"),
@@ -418,6 +455,9 @@ BROKEN = [
     Broken("metric_is_declared", spec("unnamed", Unnamed), "None"),
     Broken("score_follows_its_direction", spec("errors", Errors), "right outputs score 0, wrong ones 1"),
     Broken("score_follows_its_direction", spec("percent", Percent), "the unit is a share"),
+    Broken("chance_is_what_a_constant_scores", spec("balanced", Balanced), "is 0.1, and the same answer for every"),
+    Broken("chance_is_what_a_constant_scores", spec("demanding", Demanding), "the best class for every sample scores"),
+    Broken("chance_is_what_a_constant_scores", spec("hundredth", Hundredth), "neither a finite float nor None"),
     Broken("example_is_an_input", spec("single", Single), "example(3) has the shapes [(1, 1, 8, 8)]"),
     Broken("example_is_an_input", spec("doubles", Doubles), "torch.float64"),
     Broken("refuses_models_that_do_not_fit", spec("welcoming", Welcoming), "accepts a model with 13 outputs"),

@@ -108,6 +108,56 @@ def score_follows_its_direction(subject: Subject) -> None:
         fail(f"right outputs score {good:g}, wrong ones {bad:g}; higher is better: {task.metric.higher_is_better}")
 
 
+@check(Kind.TASK, hint="Score each class as the answer for all samples, and return the best; None where unknown.")
+def chance_is_what_a_constant_scores(subject: Subject) -> None:
+    """Where `chance` states a level, no answer that is the same for every sample beats it, and a class scores it."""
+    task, stated = shared(subject), False
+    if not isinstance(getattr(task, "metric", None), Metric):
+        skip("it declares no metric")
+    for split in SPLITS:
+        chance = task.chance(split)
+        if chance is None or not task.has_labels(split):
+            continue
+        stated = True
+        if not isinstance(chance, float) or not math.isfinite(chance):
+            fail(f"chance({split!r}) is {chance!r}, neither a finite float nor None")
+        batches = [_labelled(batch) for batch in one_pass(task, split)]
+        forms = [tuple(output_for(subject, task, batch).shape[1:]) for batch in batches]
+        scores = [_scored(task, batches, [_constant(one, form) for form in forms]) for one in _constants(task)]
+        best = max(scores) if task.metric.higher_is_better else min(scores)
+        beyond = best - chance if task.metric.higher_is_better else chance - best
+        slack = 1e-4 * max(1.0, abs(chance))
+        if beyond > slack:
+            fail(f"chance({split!r}) is {chance:g}, and the same answer for every sample scores {best:g}")
+        if task.io.head == "classes" and beyond < -slack:
+            fail(f"chance({split!r}) is {chance:g}, and the best class for every sample scores {best:g} only")
+    if not stated:
+        skip("it states no level of chance for a split with labels")
+
+
+def _constants(task: Task) -> list[int | None]:
+    """Return the answers to give to every sample: each class, or None for the same number throughout."""
+    return [*range(task.io.outputs)] if task.io.head == "classes" else [None]
+
+
+def _constant(one: int | None, form: tuple[int, ...]) -> Tensor:
+    """Return an output of shape `form`: a class, or the same number throughout (equal logits, or one vector)."""
+    output = torch.ones(form)
+    if one is not None:
+        output = output * 0
+        output[..., one] = 10.0
+    return output
+
+
+def _scored(task: Task, batches: list[Batch], answers: list[Tensor]) -> float:
+    """Return the score of one answer for all samples of each batch."""
+    pairs = [
+        task.evidence(answer.expand(batch.size, *answer.shape), batch)
+        for batch, answer in zip(batches, answers, strict=True)
+    ]
+    return task.score(torch.cat([output for output, _ in pairs]), torch.cat([labels for _, labels in pairs]))
+
+
 def _score(task: Task, batches: list[Batch], forms: list[tuple[int, ...]], off: int) -> float:
     """Return the score of outputs that are right, or wrong by `off`."""
     pairs = []
