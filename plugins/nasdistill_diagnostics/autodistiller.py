@@ -9,9 +9,10 @@ relative to it), and
 A forest of random trees and gradient-boosted trees, averaged, learns the ratio. Recommended are the pipelines, of all
 combinations of the factors that were seen, with the highest predicted ratio for the new task: train those N, the
 prediction is only a way to choose them. The new task's own features are those of its data and of the teacher, which is
-evaluated on the validation split (where that has no labels, the runs' mean score stands in). The importance of a factor is how much the error on held-out rows grows when
-its column is shuffled there, relative to the error of always predicting the mean; beside it stands the rank correlation
-of predicted and true ratios on held-out rows. Where that is near 0 the runs do not say what works.
+evaluated on the validation split (where that has no labels, the runs' mean score stands in). The importance of a factor
+is how much the error on held-out rows grows when its column is shuffled there, relative to the error of always
+predicting the mean; beside it stands the rank correlation of predicted and true ratios on held-out rows. Where that is
+near 0 the runs do not say what works.
 
 Cost: seconds for thousands of rows, and one pass of the teacher over the validation split.
 
