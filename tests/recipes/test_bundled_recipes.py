@@ -16,7 +16,7 @@ from toys_search import write_digits
 import nasdistill
 from nasdistill.bridge.random_models import random_model
 from nasdistill.cli.app import run as main
-from nasdistill.distill import StageRunner, evaluate
+from nasdistill.distill import StageRunner, evaluate, train
 from nasdistill.errors import ArchitectureError, ConfigError, MismatchError, TrialFailure, UsageError
 from nasdistill.interfaces import Evaluation, SingleTeacher, StageResult
 from nasdistill.interfaces.recipe import TEACHER, Origin
@@ -465,6 +465,60 @@ def test_converted_students_are_saved_and_built_again_in_a_fresh_process(host, r
     for folder in folders:
         name = Path(folder).name.removesuffix("-moved")
         assert torch.equal(load_file(f"{folder}.answer")["answer"], expected[name]), folder
+
+
+def test_a_conversion_that_was_stopped_between_its_stages_ends_with_the_same_student(
+    host, request_of, tmp_path, capsys, monkeypatch
+):
+    """By the command: the conversion is done once more, the first stage is not."""
+    data = request_of("echoatt_two_stage").config.task.options["data"]
+    deep = host.create(Kind.SEARCH_SPACE, "conv_vit", SPACE).architecture({"width": 16, "depth": 2})
+    arch = tmp_path / "arch.json"
+    arch.write_text(json.dumps({**deep.to_json(), "space_options": SPACE}))
+    options = {"share.first": 0, "share.last": 0, "losses": "{kd = 1.0}", "epochs": 1, "adjust_epochs": 0.5}
+    chosen = [part for key, value in options.items() for part in ("--set", f"recipe.options.{key}={value}")]
+
+    def distill(name):
+        code = main(
+            ["distill", str(arch), "--recipe", "echoatt_two_stage", *chosen, "--teacher", "timm:test_resnet",
+             "--data", data, "--out", str(tmp_path / name), "--json"]
+        )  # fmt: skip
+        return code, capsys.readouterr().out
+
+    steps = []
+
+    def watched(*arguments, **more):
+        if cut and more["student_label"] == "stage adjust":
+            raise KeyboardInterrupt
+        return train(*arguments, **more, on_step=lambda info, terms: steps.append(more["student_label"]))
+
+    monkeypatch.setattr("nasdistill.distill.recipes.train", watched)
+    cut = False
+    code, out = distill("whole")
+    whole, done = json.loads(out), list(steps)
+    assert code == 0
+    assert set(done) == {"stage distil", "stage adjust"}
+    steps.clear()
+    cut = True
+    assert distill("torn")[0] == 130
+    assert steps == [step for step in done if step == "stage distil"]
+    assert (tmp_path / "torn" / "stages" / "distil.safetensors").is_file()
+    assert not (tmp_path / "torn" / "result.json").exists()
+    steps.clear()
+    cut = False
+    code, out = distill("torn")
+    torn = json.loads(out)
+    assert code == 0
+    assert steps == [step for step in done if step == "stage adjust"]
+    for key in ("validation", "test", "recipe", "steps", "params", "architecture"):
+        assert torn[key] == whole[key], key
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "torn"))
+    assert set(first) == set(second)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    students = [nasdistill.load_student(tmp_path / name, host=host) for name in ("whole", "torn")]
+    assert [step.name for step in students[1].transforms] == ["transforms:echoatt"]
+    assert students[0].transforms == students[1].transforms
+    assert not (tmp_path / "torn" / "stages").exists()
 
 
 def prepared(request, host):
