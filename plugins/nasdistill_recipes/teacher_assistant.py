@@ -226,4 +226,4 @@ def deepened(space: SearchSpace, params: Any, depth: str, layers: int) -> dict[s
 
 
 def _told(size: Size) -> str:
-    return f"{size.layers:g} layers of width {size.width:g}"
+    return f"{size.layers:g} layer{'s' * (size.layers != 1)} of width {size.width:g}"
