@@ -31,7 +31,7 @@ def save_tokenizer(folder: Path, *words: str, pad: bool = True) -> Path:
 
 
 class ToyText(Task):
-    """Ids of 4 to 12 tokens, padded on the right."""
+    """Ids of 4 to 12 tokens, padded where its text says, on the right without any."""
 
     metric = Metric("accuracy")
 
@@ -69,6 +69,8 @@ class ToyText(Task):
             return tuple(part[torch.arange(count) % len(part)] for part in self._rows)
         ids = torch.randint(3, self._io.vocabulary, (count, 12), generator=torch.Generator().manual_seed(0))
         mask = (torch.arange(12) < (4 + torch.arange(count) % 9).unsqueeze(1)).long()
+        if self._text is not None and self._text.padding_side == "left":
+            mask = mask.flip(1)
         return ids * mask, mask
 
     def batches(self, split, *, batch_size, epoch=0, seed=0, train=False):

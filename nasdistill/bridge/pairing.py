@@ -233,7 +233,10 @@ def reads_last_token(config: PreTrainedConfig) -> bool:
 
 
 def _check_padding(model: nn.Module, task: Task, text: TextInfo, dtype: torch.dtype, label: str, say: Say) -> None:
-    """Refuse when padding on the task's side changes the answer and on the other side does not."""
+    """Refuse when padding where the task pads changes the answer, and on the other side does not.
+
+    So it is with models that read the last column of a batch (XLNet's classifier).
+    """
     limit = position_limit(model.config) if hasattr(model, "config") else None  # type: ignore[arg-type]
     moved = _moved_by_padding(model, task, text, text.padding_side, limit)
     tolerance = PADDING_TOLERANCE.get(dtype, 1e-3)
@@ -245,7 +248,8 @@ def _check_padding(model: nn.Module, task: Task, text: TextInfo, dtype: torch.dt
         raise MismatchError(
             f"the task pads on the {text.padding_side}, which changes the answers of {label} (by {moved:.1%}); "
             f"padding on the {other} does not",
-            hint=f'Set padding_side to "{other}" in the tokenizer\'s tokenizer_config.json.',
+            hint=f"Choose another teacher, or a task that pads on the {other}; padding_side in tokenizer_config.json "
+            "does not change where a task pads.",
         )
     say(f"warning: padding changes the answers of {label} (by {moved:.1%}), on either side: it does not heed the mask")
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from nasdistill.bridge import prepare_imports
 from nasdistill.bridge.hub import model_folder
 from nasdistill.errors import DataError, UsageError, one_line
-from nasdistill.files import canonical_json, read_json
-from nasdistill.interfaces.info import TextInfo
+from nasdistill.files import canonical_json, read_json, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,6 +33,8 @@ VOCABULARIES = (
 
 UNLIMITED = 10**9
 """transformers says "no limit" with a number above this."""
+
+Side = Literal["left", "right"]
 
 
 def load_tokenizer(source: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -91,30 +92,6 @@ def vocabulary_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(canonical_json(vocabulary).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def length_limit(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the longest input that a tokenizer says its model takes, in tokens; None where it says none."""
-    limit = int(tokenizer.model_max_length)
-    return None if limit > UNLIMITED else limit
-
-
-def text_info(tokenizer: PreTrainedTokenizerBase, source: str, max_length: int) -> TextInfo:
-    """Return how a task's text becomes ids, for `Task.text`.
-
-    Args:
-        tokenizer: what the task uses.
-        source: where it was loaded from, as the user wrote it.
-        max_length: longest input that the task produces, in tokens.
-    """
-    pad = tokenizer.pad_token_id
-    return TextInfo(
-        tokenizer=source,
-        vocabulary_sha256=vocabulary_sha256(tokenizer),
-        max_length=max_length,
-        padding_side=str(tokenizer.padding_side),
-        pad_id=None if pad is None else int(pad),
-    )
-
-
 GENERATION = "generation_config.json"
 """The file that says with which ids ``generate`` begins, ends and fills up."""
 
@@ -154,26 +131,47 @@ def _is_ids(value: Any) -> bool:
     return all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in many)
 
 
-def require_padding(tokenizer: PreTrainedTokenizerBase, source: str) -> int:
-    """Return the id of the padding token.
+CONFIG = "tokenizer_config.json"
+"""The file that says how a tokenizer is set up."""
 
-    Raises:
-        DataError: the tokenizer has none, so texts of different lengths cannot share a batch.
+LOADED = ("is_local", "local_files_only")
+"""How a tokenizer was loaded, which transformers saves with it."""
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, padding_side: Side = "right") -> None:
+    """Write a tokenizer as ``AutoTokenizer.from_pretrained`` reads it.
+
+    Args:
+        tokenizer: as `load_tokenizer` gave it.
+        folder: where to.
+        padding_side: where the model that is served with it has batches filled up, whatever the tokenizer did so far.
     """
-    if tokenizer.pad_token_id is None:
-        end = tokenizer.eos_token
-        example = f' (often the end token: "pad_token": "{end}")' if end else ""
-        raise DataError(
-            f"the tokenizer of {source} has no padding token, and texts of different lengths share a batch",
-            hint=f"Set pad_token in its tokenizer_config.json{example} and pad_token_id in the model's config.json.",
-        )
-    return int(tokenizer.pad_token_id)
+    tokenizer.save_pretrained(str(folder))
+    settle_tokenizer(folder, padding_side)
+
+
+def settle_tokenizer(folder: Path, padding_side: Side) -> None:
+    """Set where a saved tokenizer fills up, and drop how it was once loaded; nothing where there is none.
+
+    Args:
+        folder: holds ``tokenizer_config.json``.
+        padding_side: for the model that is served with it.
+    """
+    try:
+        known = read_json(folder / CONFIG)
+    except (OSError, ValueError):
+        return
+    if not isinstance(known, dict):
+        return
+    told = {name: value for name, value in known.items() if name not in LOADED} | {"padding_side": padding_side}
+    if told != known:
+        write_json(folder / CONFIG, told)
 
 
 def _own_code(folder: Path) -> bool:
     """Return whether a tokenizer's configuration names code that lies beside it."""
     try:
-        config = read_json(folder / "tokenizer_config.json")
+        config = read_json(folder / CONFIG)
     except (OSError, ValueError):
         return False
     named = config.get("auto_map") if isinstance(config, dict) else None

@@ -42,7 +42,8 @@ class TextInfo:
         vocabulary_sha256: hash of its vocabulary, as `nasdistill.bridge.tokenizers.vocabulary_sha256` computes it;
             empty where unknown.
         max_length: longest input in tokens, special ones included, that the task produces.
-        padding_side: ``"right"`` or ``"left"``.
+        padding_side: where the task's batches are filled up, ``"right"`` or ``"left"``; what its tokenizer is declared
+            to do counts only where the task lets it pad.
         pad_id: id of the padding token; None where the tokenizer has none.
     """
 

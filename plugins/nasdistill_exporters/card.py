@@ -43,7 +43,9 @@ def _usage(request: ExportRequest, head: HfHead, preprocessing: Mapping[str, Any
         if trust
         else "An ordinary model of transformers: the folder holds no code."
     )
-    opening = f"{head.auto}.from_pretrained(folder{', trust_remote_code=True' if trust else ''}).eval()"
+    trusted = ", trust_remote_code=True" if trust else ""  # the tokenizer's class reads the model's configuration
+    opening = f"{head.auto}.from_pretrained(folder{trusted}).eval()"
+    after = ""
     if request.io.kind == "image":
         size = ", ".join(map(str, request.io.shape))
         code = [f"from transformers import {head.auto}", "", 'folder = "path/to/this/folder"', f"model = {opening}"]
@@ -53,19 +55,30 @@ def _usage(request: ExportRequest, head: HfHead, preprocessing: Mapping[str, Any
         names = f"{head.auto}, AutoTokenizer" if known else head.auto
         code = [f"from transformers import {names}", "", 'folder = "path/to/this/folder"', f"model = {opening}"]
         if known:
-            code += ["tokenizer = AutoTokenizer.from_pretrained(folder)"]
+            code += [f"tokenizer = AutoTokenizer.from_pretrained(folder{trusted})"]
             code += ['inputs = tokenizer(["a text", "another one"], padding=True, return_tensors="pt")']
         else:
             length = request.io.shape[0]
             code += [f"ids = torch.zeros(1, {length}, dtype=torch.long)  # of the tokenizer that was trained with"]
             code += ['inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}']
-        code += ['outputs = model(inputs["input_ids"], attention_mask=inputs["attention_mask"])']
-        code += (
-            ["embeddings = outputs.pooler_output" if trust else "hidden = outputs.last_hidden_state"]
-            if (request.io.head == "embedding")
-            else ["logits = outputs.logits"]
-        )
-    text = "\n".join(["## Use", "", needs, "", "```python", "import torch", *code, "```"])
+        call = 'inputs["input_ids"], attention_mask=inputs["attention_mask"]'
+        if known and request.io.head == "causal_lm":
+            code += [f"made = model.generate({call}, max_new_tokens=8)"]
+            code += ["texts = tokenizer.batch_decode(made, skip_special_tokens=True)"]
+            after = "\n\nThe tokenizer fills up on the left, as `generate` needs it when several texts share a batch."
+            if not trust:
+                after += (
+                    " `model(...)` itself counts positions from the first column: for logits of several texts at once, "
+                    'set `tokenizer.padding_side = "right"` before.'
+                )
+        else:
+            code += [f"outputs = model({call})"]
+            code += (
+                ["embeddings = outputs.pooler_output" if trust else "hidden = outputs.last_hidden_state"]
+                if (request.io.head == "embedding")
+                else ["logits = outputs.logits"]
+            )
+    text = "\n".join(["## Use", "", needs, "", "```python", "import torch", *code, "```"]) + after
     if "mean" in preprocessing and "size" in preprocessing:
         text += (
             f"\n\nInputs are `(pixel * {preprocessing.get('scale')} - mean) / std` per channel, with mean "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from nasdistill.interfaces import ExportRequest
 
@@ -21,23 +21,36 @@ _IMAGE = """    def forward(self, pixel_values, labels=None, return_dict=None, *
 _TEXT = """    def forward(
         self, input_ids, attention_mask=None, token_type_ids=None, labels=None, return_dict=None, **kwargs
     ):
-        logits = self.network(input_ids, attention_mask, token_type_ids)
+{before}        logits = self.network(input_ids, attention_mask, token_type_ids)
 {loss}"""
 
 _CLASSES = _TEXT.format(
-    loss="        loss = None if labels is None else F.cross_entropy(logits, labels)\n"
+    before="", loss="        loss = None if labels is None else F.cross_entropy(logits, labels)\n"
 ) + _RETURN.format(value="logits", output="SequenceClassifierOutput")
 
 _MASKED = _TEXT.format(
-    loss="        loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1), labels.flatten())\n"
+    before="",
+    loss="        loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1), labels.flatten())\n",
 ) + _RETURN.format(value="logits", output="MaskedLMOutput")
+
+_SHIFT = """        back = None
+        if attention_mask is not None and not attention_mask[:, 0].all():
+            # Positions count from the first column, so padding in front goes behind, and its logits come back.
+            columns = torch.arange(input_ids.shape[1], device=input_ids.device)
+            start = (attention_mask != 0).int().argmax(1, keepdim=True)
+            there, back = (columns + start) % len(columns), (columns - start) % len(columns)
+            input_ids, attention_mask = input_ids.take_along_dim(there, 1), attention_mask.take_along_dim(there, 1)
+"""
 
 _CAUSAL = (
     _TEXT.format(
-        loss="""        loss = None
+        before=_SHIFT,
+        loss="""        if back is not None:
+            logits = logits.take_along_dim(back[..., None], 1)
+        loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-"""
+""",
     )
     + _RETURN.format(value="logits", output="CausalLMOutputWithPast")
     + """
@@ -63,6 +76,11 @@ _EMBEDDING = """    def forward(self, input_ids, attention_mask=None, token_type
 def preprocessing(request: ExportRequest) -> dict[str, Any]:
     """Return what the task says of how data becomes inputs; empty where it did not say."""
     return dict((request.provenance.get("task") or {}).get("preprocessing") or {})
+
+
+def padding_side(request: ExportRequest) -> Literal["left", "right"]:
+    """Return where the tokenizer of an exported folder fills up: ``generate`` goes on from the last column."""
+    return "left" if request.io.head == "causal_lm" else "right"
 
 
 def class_names(request: ExportRequest) -> list[str]:

@@ -26,7 +26,7 @@ from nasdistill.errors import TrialFailure, one_line
 from nasdistill.files import content_hash, write_json, write_text
 from nasdistill.interfaces import ExportRequest, ModelingSource
 from nasdistill_exporters._files import BATCHES, answer, trial_inputs, write_tensors
-from nasdistill_exporters.heads import HfHead, preprocessing
+from nasdistill_exporters.heads import HfHead, padding_side, preprocessing
 from nasdistill_exporters.vendoring import KEPT_IMPORTS, Vendor, VendoringError, requirements
 
 REPLACED = {"nasdistill.interfaces.attention:AttentionCore": "nasdistill_exporters.runtime:AttentionCore"}
@@ -59,6 +59,7 @@ class NasdistillStudentConfig(PretrainedConfig):
 
 MODELING = '''"""{what} found by architecture search; the network's own code stands in the other files."""
 
+import torch
 import torch.nn.functional as F
 from transformers import {bases}
 from transformers.modeling_outputs import {output}
@@ -170,6 +171,9 @@ def _imports(wanted: Sequence[tuple[str, str]]) -> tuple[str, dict[tuple[str, st
 def _config(request: ExportRequest, source: ModelingSource, head: HfHead) -> dict[str, Any]:
     """Return ``config.json``."""
     name = f"NasdistillStudent{head.suffix}"
+    known = preprocessing(request)
+    if "padding_side" in known:
+        known["padding_side"] = padding_side(request)
     per_layer = {str(layer): dict(values) for layer, values in source.per_layer.items() if values}
     return {
         "model_type": "nasdistill_student",
@@ -184,7 +188,7 @@ def _config(request: ExportRequest, source: ModelingSource, head: HfHead) -> dic
         **source.sizes,
         **({"per_layer_config": per_layer} if per_layer else {}),
         "network": dict(source.config),
-        "preprocessing": preprocessing(request),
+        "preprocessing": known,
         "student": {"name": request.name, "architecture": request.architecture.to_json()},
     }
 

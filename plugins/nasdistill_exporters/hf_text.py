@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from nasdistill.bridge.tokenizers import GENERATION, GENERATION_IDS, generation_ids, load_tokenizer
+from nasdistill.bridge.tokenizers import (
+    GENERATION,
+    GENERATION_IDS,
+    generation_ids,
+    load_tokenizer,
+    save_tokenizer,
+    settle_tokenizer,
+)
 from nasdistill.errors import NasdistillError, one_line
 from nasdistill.files import read_json, write_json
 from nasdistill.interfaces import ExportRequest
 from nasdistill_exporters._files import answer, copy_assets
-from nasdistill_exporters.heads import preprocessing
+from nasdistill_exporters.heads import padding_side, preprocessing
 
 
 def write_text_files(request: ExportRequest, *, stock: bool) -> list[str]:
     """Write the tokenizer and, for an encoder of sentences, how it pools; return what could not be written.
 
-    For a causal language model the file is written, too, from which ``generate`` takes its ids.
+    The tokenizer fills up on the right; that of a causal language model on the left, as ``generate`` needs it, and the
+    file is written, too, from which ``generate`` takes its ids.
 
     Args:
         request: the student.
@@ -30,11 +38,12 @@ def write_text_files(request: ExportRequest, *, stock: bool) -> list[str]:
         notes.append("no tokenizer is recorded with the student, so the folder has none")
     else:
         try:
-            load_tokenizer(str(source)).save_pretrained(str(request.folder))
+            save_tokenizer(load_tokenizer(str(source)), request.folder)
         except (NasdistillError, OSError) as error:
             notes.append(f"the tokenizer {source} cannot be read here, so the folder has none: {one_line(error)}")
     if request.io.head == "embedding":
         _write_pooling(request, known.get("max_length"))
+    settle_tokenizer(request.folder, padding_side(request))
     if request.io.head == "causal_lm":
         _write_generation(request, str(request.assets or source or ""), stock)
     return notes

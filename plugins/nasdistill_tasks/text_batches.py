@@ -9,7 +9,7 @@ lengths, and short and long ones come in no order. Samples left over after the l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -17,6 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nasdistill.seeds import torch_generator
+
+SIDE: Final = "right"
+"""Where batches are filled up, whatever a tokenizer is declared to do: students count positions from the first column,
+and the mask hides what stands behind."""
 
 GRAIN = 64
 """Samples of similar length that stay together."""

@@ -20,7 +20,7 @@ from nasdistill.interfaces.task import Split, Task
 from nasdistill.spec.io import IOSpec
 from nasdistill.spec.options import ComponentOptions
 from nasdistill_tasks.fit import logits_of
-from nasdistill_tasks.text_batches import bucketed, mask_of, padded
+from nasdistill_tasks.text_batches import SIDE, bucketed, mask_of, padded
 from nasdistill_tasks.text_store import Store, Writer, open_store
 from nasdistill_tasks.text_tokens import CHARS, Characters, Encoder, Pretrained, letters_of
 
@@ -171,13 +171,13 @@ class TextTask(Task):
         return {
             **self._encoder.facts(),
             "max_length": self.options.max_length,
-            "padding_side": "right",
+            "padding_side": SIDE,
             "pad_id": self._encoder.pad_id,
             "inputs": list(self.io.input_names),
         }
 
     def write_assets(self, folder: Path) -> None:
-        """Write the tokenizer as ``AutoTokenizer.from_pretrained`` reads it."""
+        """Write the tokenizer as ``AutoTokenizer.from_pretrained`` reads it; it fills up where batches here are."""
         self._must_be_ready()
         self._encoder.save(folder)
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from nasdistill.errors import DataError
 from nasdistill.files import content_hash
 from nasdistill.interfaces.info import TextInfo
+from nasdistill_tasks.text_batches import SIDE
 
 CHARS = "chars"
 """Name of the built-in tokenizer."""
@@ -140,7 +141,7 @@ class Characters:
 
     def info(self, max_length: int) -> TextInfo:
         """Return the record for `Task.text`."""
-        return TextInfo(CHARS, content_hash(self.vocabulary), max_length, "right", self.pad_id)
+        return TextInfo(CHARS, content_hash(self.vocabulary), max_length, SIDE, self.pad_id)
 
     def facts(self) -> dict[str, Any]:
         """Return the vocabulary: special tokens first, then the characters."""
@@ -173,15 +174,16 @@ class Pretrained:
     """
 
     def __init__(self, source: str) -> None:
-        from nasdistill.bridge.tokenizers import load_tokenizer, text_info, vocabulary_sha256
+        from nasdistill.bridge.tokenizers import load_tokenizer, vocabulary_sha256
 
         tokenizer: Any = load_tokenizer(source)
         self._tokenizer = tokenizer
         self.source = source
+        self._vocabulary_sha256 = vocabulary_sha256(tokenizer)
         backend = getattr(tokenizer, "backend_tokenizer", None)
         self.identity = content_hash(
             {
-                "vocabulary": vocabulary_sha256(tokenizer),
+                "vocabulary": self._vocabulary_sha256,
                 "how": backend.to_str() if backend is not None else type(tokenizer).__name__,
                 "special": {k: str(v) for k, v in sorted(tokenizer.special_tokens_map.items())},
             }
@@ -209,7 +211,11 @@ class Pretrained:
         framed, bare = self._call(["a"])[0], self._call(["a"], add_special_tokens=False)[0]
         begin = next((i for i in range(len(framed)) if framed[i : i + len(bare)] == bare), len(framed))
         self.prefix, self.suffix = tuple(framed[:begin]), tuple(framed[begin + len(bare) :])
-        self._info = text_info(tokenizer, source, 0)
+        if tokenizer.padding_side != SIDE:
+            self.notes += (
+                f"the tokenizer of {source} fills up on the {tokenizer.padding_side}; batches are filled up on the "
+                f"{SIDE} here, which the attention mask hides",
+            )
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int) -> Encoded:
         """Return texts as the tokenizer frames them; the longer one of a pair is cut first."""
@@ -231,16 +237,18 @@ class Pretrained:
         return [np.asarray(row, dtype=np.int64) for row in self._call(list(texts), add_special_tokens=False)]
 
     def info(self, max_length: int) -> TextInfo:
-        """Return the record for `Task.text`; batches are always filled up on the right."""
-        return TextInfo(self.source, self._info.vocabulary_sha256, max_length, "right", self.pad_id)
+        """Return the record for `Task.text`."""
+        return TextInfo(self.source, self._vocabulary_sha256, max_length, SIDE, self.pad_id)
 
     def facts(self) -> dict[str, Any]:
         """Return the tokenizer's source and the hash of its vocabulary."""
-        return {"tokenizer": self.source, "vocabulary_sha256": self._info.vocabulary_sha256}
+        return {"tokenizer": self.source, "vocabulary_sha256": self._vocabulary_sha256}
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer."""
-        self._tokenizer.save_pretrained(str(folder))
+        """Write the tokenizer, which fills up as batches here are."""
+        from nasdistill.bridge.tokenizers import save_tokenizer
+
+        save_tokenizer(self._tokenizer, folder, SIDE)
 
     def generation(self) -> dict[str, Any]:
         """Return the ids of the model that the tokenizer belongs to, else its own."""

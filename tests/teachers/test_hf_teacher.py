@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from toys_ids import ToyText, save_tokenizer
 
 from nasdistill.bridge.random_models import random_model, save_random_model
-from nasdistill.bridge.tokenizers import load_tokenizer, text_info, vocabulary_sha256
+from nasdistill.bridge.tokenizers import load_tokenizer, vocabulary_sha256
 from nasdistill.bridge.transformers import quiet
 from nasdistill.errors import DataError, MismatchError, UsageError
 from nasdistill.host.configcheck import config_problems
@@ -25,6 +25,11 @@ from nasdistill.spec.config import parse_config
 ENCODERS = ("bert", "roberta", "electra")
 DECODERS = ("gpt2", "llama", "qwen2")
 IMAGES = ("vit", "deit", "swin")
+
+
+def text_of(tokenizer, source, longest):
+    """Return what a task says that uses a tokenizer."""
+    return TextInfo(str(source), vocabulary_sha256(tokenizer), longest, "right", tokenizer.pad_token_id)
 
 
 @pytest.fixture(scope="module")
@@ -159,9 +164,7 @@ def test_minilm_embeds_sentences(minilm, opened, host):
     texts = ["A man is playing a guitar on the stage.", "A person plays the guitar.", "The stock market fell by 3 %."]
     words = tokenizer(texts, padding=True, return_tensors="pt")
     ids, mask = words["input_ids"], words["attention_mask"]
-    task = ToyText(
-        head="embedding", outputs=0, vocabulary=30522, rows=(ids, mask), text=text_info(tokenizer, str(minilm), 64)
-    )
+    task = ToyText(head="embedding", outputs=0, vocabulary=30522, rows=(ids, mask), text=text_of(tokenizer, minilm, 64))
     session, lines = opened(minilm, task)
     with torch.no_grad():
         with quiet():
@@ -223,6 +226,14 @@ def test_unknown_model_types(opened, changed, tmp_path):
     with pytest.raises(UsageError, match=r"model type 'bertt', which transformers .* does not know.*sizes.*'bert'"):
         opened(folder, task)
     path = folder / "config.json"
+    path.write_text(json.dumps({"model_type": "bertt", "n_layer": 3, "hidden_size": 8}))
+    with pytest.raises(UsageError) as caught:
+        opened(folder, task)
+    assert "none of the sites q, k, v, context, attn_out, ffn_out" in str(caught.value)
+    assert "has n_layer, hidden_size; not found: num_attention_heads (n_head, n_heads, num_heads), " in str(
+        caught.value
+    )
+    assert "torch:package.module:callable (or a plugin's teacher)" in str(caught.value.hint)
     path.write_text(json.dumps({"hidden_size": 3}))
     with pytest.raises(UsageError, match="names no model_type, so its kind and sizes are not known"):
         opened(folder, task)
@@ -235,6 +246,33 @@ def test_unknown_model_types(opened, changed, tmp_path):
     path.unlink()
     with pytest.raises(DataError, match=r"has no config.json"):
         opened(folder, task)
+
+
+@pytest.mark.parametrize(
+    ("family", "taken", "given", "message"),
+    [
+        ("bert", ["hidden_size"], {}, r"lacks hidden_size: the weights have 16, and transformers would take 768\n"),
+        ("bert", ["hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"], {},
+         r"lacks num_hidden_layers: the weights have 2(?=.*hidden_size: .* 16,)(?=.*intermediate_size: .* 32,)"
+         r"(?=.*vocab_size: .* 60,)"),
+        ("bert", ["num_attention_heads"], {}, r"lacks num_attention_heads; how many heads .* not show in the weights"),
+        ("bert", [], {"hidden_size": 24}, r"says hidden_size = 24, and the weights have 16\n"),
+        ("gpt2", ["n_embd"], {}, r"lacks n_embd: the weights have 16"),
+        ("gpt2", ["n_embd"], {"hidden_size": 20}, r"says hidden_size = 20, and the weights have 16"),
+        ("llama", ["intermediate_size"], {}, r"lacks intermediate_size: the weights have 32"),
+        ("vit", ["hidden_size"], {}, r"lacks hidden_size: the weights have 16"),
+    ],
+)  # fmt: skip
+def test_sizes_that_the_configuration_lacks_are_named(host, changed, family, taken, given, message):
+    folder = changed(family, None if family == "vit" else "classes", **given)
+    path = folder / "config.json"
+    raw = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in raw.items() if key not in taken}))
+    with pytest.raises(DataError, match=message) as caught:
+        host.create(Kind.TEACHER, "hf").describe(str(folder))
+    assert "complete config.json" in str(caught.value.hint)
+    (folder / "model.safetensors").unlink()  # nothing to compare with
+    assert host.create(Kind.TEACHER, "hf").describe(str(folder)).model["model_type"] == family
 
 
 def test_missing_folders(opened, saved, host):
@@ -390,10 +428,10 @@ def test_vocabularies_are_compared(opened, saved, changed):
     other = load_tokenizer(str(elsewhere))
     copied = folder.parent / "copied"
     save_tokenizer(copied, "alpha", "beta", "gamma")
-    opened(folder, ToyText(outputs=2, text=text_info(own, str(folder), 12)))
-    opened(folder, ToyText(outputs=2, text=text_info(load_tokenizer(str(copied)), str(copied), 12)))
+    opened(folder, ToyText(outputs=2, text=text_of(own, folder, 12)))
+    opened(folder, ToyText(outputs=2, text=text_of(load_tokenizer(str(copied)), copied, 12)))
     with pytest.raises(MismatchError, match=r"gives other ids than that of .*: 8 and 7 tokens; 'alpha' is 5 and 4"):
-        opened(folder, ToyText(outputs=2, text=text_info(other, str(elsewhere), 12)))
+        opened(folder, ToyText(outputs=2, text=text_of(other, elsewhere, 12)))
 
 
 def test_lengths_are_compared(opened, saved, minilm):
@@ -422,6 +460,42 @@ def test_padding_is_compared(opened, saved, changed):
         opened(saved("llama", "classes"), text("right", 5))
     with pytest.raises(MismatchError, match=r"\(gpt2\) has no padding token \(pad_token_id in config.json is null\)"):
         opened(changed("gpt2", "classes", pad_token_id=None), text("right"))
+
+
+def test_where_a_tokenizer_pads_does_not_change_where_a_task_does(host, opened, saved, tmp_path):
+    from transformers import XLNetConfig, XLNetForSequenceClassification
+
+    folder = tmp_path / "left"
+    shutil.copytree(saved("bert", "classes"), folder)
+    save_tokenizer(folder, "good", "bad", "film", "so")
+    declared = folder / "tokenizer_config.json"
+    declared.write_text(json.dumps({**json.loads(declared.read_text()), "padding_side": "left"}))
+    rows = [f"{'so ' * (i % 4)}{word} film\t{label}" for i in range(10) for label, word in enumerate(("bad", "good"))]
+    (tmp_path / "data.tsv").write_text("text\tlabel\n" + "\n".join(rows) + "\n")
+    task = host.create(
+        Kind.TASK, "text_classification",
+        {"data": str(tmp_path / "data.tsv"), "tokenizer": str(folder), "max_length": 16},
+    )  # fmt: skip
+    lines: list[str] = []
+    task.prepare(tmp_path / "cache", lines.append)
+    [said] = [line for line in lines if "fills up on the left; batches are filled up on the right here" in line]
+    assert said.startswith("note: ")
+    assert task.text.padding_side == task.preprocessing["padding_side"] == "right"
+    mask = next(task.batches("train", batch_size=8)).inputs["attention_mask"]
+    assert bool(mask[:, 0].all())
+    assert not bool(mask[:, -1].all())
+    opened(folder, task)  # BERT with padding on the right is what it was trained as
+    # XLNet's classifier reads the last column: the one it wants is on the left, which no tokenizer gives it.
+    with quiet():
+        config = XLNetConfig(vocab_size=60, d_model=8, n_layer=1, n_head=2, d_inner=8, pad_token_id=0)
+        XLNetForSequenceClassification(config).save_pretrained(folder)
+    with pytest.raises(MismatchError, match=r"pads on the right, .*padding on the left does not") as caught:
+        opened(folder, task)
+    assert "does not change where a task pads" in str(caught.value.hint)
+    task.write_assets(tmp_path)
+    written = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert written["padding_side"] == "right"
+    assert not {"local_files_only", "is_local"} & written.keys()
 
 
 # ---- sentence-transformers -------------------------------------------------------------------------------------------
