@@ -1,7 +1,7 @@
 """What a saved model says of itself before it is loaded: sizes, longest input, labels, preprocessing.
 
-Only configuration files are read: ``config.json``, the tokenizer's and the image processor's, and, for
-sentence-transformers folders, ``modules.json`` and what it names.
+Only configuration files and the headers of the weights (their shapes) are read: ``config.json``, the tokenizer's and
+the image processor's, and, for sentence-transformers folders, ``modules.json`` and what it names.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from nasdistill.bridge.hub import model_folder
+from nasdistill.bridge.sizes import check_sizes
 from nasdistill.bridge.tokenizers import UNLIMITED, has_tokenizer
 from nasdistill.bridge.transformers import Pooling, config_json, read_config
 from nasdistill.errors import DataError, UsageError, one_line
@@ -54,11 +55,12 @@ def describe(source: str, *, revision: str | None = None, label: str = "") -> Te
 
     Raises:
         UsageError: there is no such model, or its type is unknown.
-        DataError: its configuration cannot be read.
+        DataError: its configuration cannot be read, or lacks sizes that the weights beside it have.
     """
     label = label or source
     folder = model_folder(source, revision=revision, label=label)
     config = read_config(folder, label=label)
+    check_sizes(folder, config, label)
     limits = (
         position_limit(config),
         _limit(folder / "tokenizer_config.json", "model_max_length"),

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from nasdistill.bridge import prepare_imports
 from nasdistill.bridge.hub import model_folder
+from nasdistill.bridge.sizes import SITES, told_sizes
 from nasdistill.bridge.tokenizers import load_tokenizer
 from nasdistill.errors import DataError, NasdistillError, UsageError, did_you_mean, one_line
 from nasdistill.files import canonical_json, content_hash, read_json
@@ -244,9 +245,12 @@ def read_config(folder: Path, *, label: str = "") -> PreTrainedConfig:
     if kind not in CONFIG_MAPPING:
         own = " and comes with code of its own, which is not run" if raw.get("auto_map") else ""
         raise UsageError(
-            f"{label} is of model type {kind!r}, which transformers {__version__} does not know{own}: neither its "
-            f"layers nor its sizes can be told. {did_you_mean(kind, CONFIG_MAPPING.keys())}",
-            hint="Write a function that returns the network and use torch:package.module:callable.",
+            f"{label} is of model type {kind!r}, which transformers {__version__} does not know{own}. Missing are its "
+            f"layers, as no class builds their modules: none of the sites {', '.join(SITES)} can be found. Of its "
+            f"sizes, {told_sizes(raw)}. {did_you_mean(kind, CONFIG_MAPPING.keys())}",
+            hint="Correct model_type; or write a function that returns the network, use "
+            "torch:package.module:callable (or a plugin's teacher), and give the space its sizes as options: "
+            "such a teacher says none.",
         )
     if raw.get("quantization_config"):
         raise UsageError(

@@ -94,9 +94,9 @@ class TextClassification(TextTask):
 
     @classmethod
     def suggested(cls, options: Mapping[str, Any], teacher: TeacherInfo) -> dict[str, Any]:
-        """Suggest encoders that learn from logits, labels and the relations of the last layer."""
+        """Suggest encoders, or decoders of a decoder, that learn from logits, labels and the last layer's relations."""
         return {
-            "space": [{"name": "encoder", "options": {}}],
+            "space": [{"name": "decoder" if _decodes(teacher) else "encoder", "options": {}}],
             "proxy": [{"name": "params"}, {"name": "macs"}],
             "objective": {
                 "task_weight": 0.5,
@@ -324,6 +324,15 @@ class TextClassification(TextTask):
         return 1 if self.options.positive is None else self._classes.index(self.options.positive)
 
     def _lengths(self, split: Split) -> NDArray[Any]:
+def _decodes(teacher: TeacherInfo) -> bool:
+    """Return whether a teacher is a decoder, such as a GPT-2 with a classifier."""
+    if teacher.library != "transformers":
+        return False
+    from nasdistill.bridge.sizes import decodes_only
+
+    return decodes_only(teacher.model)
+
+
         return self._parts[split].lengths
 
     def _plain_rows(self, split: Split, ids: NDArray[np.int64]) -> list[NDArray[Any]]:

@@ -544,6 +544,9 @@ def test_what_a_task_suggests_is_a_configuration(host, words):
         assert config.training.teacher_cache is (kind not in (MaskedLM, CausalLM))
         for loss in config.objective.losses:
             host.create(Kind.LOSS, loss.name, loss.options)
+    for family in ("gpt2", "llama", "qwen2", "mistral", "bert", "roberta"):
+        found = TextClassification.suggested({}, TeacherInfo("transformers", {"model_type": family}, words, 64))
+        assert found["space"][0]["name"] == ("encoder" if "bert" in family else "decoder")
 
 
 def test_suggested_options_go_with_the_suggested_strategy(host):

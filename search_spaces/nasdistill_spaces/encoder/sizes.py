@@ -118,14 +118,23 @@ def read_sizes(teacher: TeacherInfo, space: str) -> dict[str, Any]:
     config: Mapping[str, Any] = teacher.model
     kind = str(config.get("model_type", ""))
     if teacher.library != "transformers" or kind not in ModelType.__args__:  # type: ignore[attr-defined]
-        sizes = [key for key in map(_NAMES.__getitem__, _MAJOR) if key not in config]
+        from nasdistill.bridge.sizes import absent_sizes, decodes_only
+
+        if teacher.library == "transformers" and decodes_only(config):
+            raise MismatchError(
+                f"space {space} cuts students from encoders ({known}); a teacher of model type {kind!r} is a decoder",
+                hint="Use --space decoder, which cuts classifiers (--task text_classification) and language models "
+                "(--task causal_lm) from GPT-2, Llama, Qwen2 and Mistral; for other tasks an encoder as teacher.",
+            )
+        sizes = absent_sizes(config)
         raise MismatchError(
             f"space {space} cannot cut students from a teacher of "
             + (f"model type {kind!r}" if kind else f"library {teacher.library!r} that says no model type")
             + ": where its sites q, k, v, context, attn_out and ffn_out are is known for "
             + known
             + (f"; its configuration lacks the sizes {', '.join(sizes)}, too" if sizes else ""),
-            hint="Choose a teacher of one of these types, or another space (nasdistill spaces list).",
+            hint="Choose a teacher of one of these types, or another space: `decoder` for GPT-2, Llama, Qwen2 and "
+            "Mistral, `vit` for images (all: nasdistill spaces list).",
         )
     names = config_names(kind)
     missing = [names[name] for name in _MAJOR if not isinstance(config.get(names[name]), int)]
