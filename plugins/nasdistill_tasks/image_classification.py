@@ -209,6 +209,7 @@ class ImageClassification(Task):
             test=options.test_share,
             seed=options.split_seed,
             origin=options.data,
+            classes=source.classes,
         )
         train = parts["train"]
         labelled = None

@@ -33,7 +33,7 @@ from nasdistill.interfaces.batch import Batch
 from nasdistill.interfaces.info import TeacherInfo
 from nasdistill.interfaces.task import Metric, Split
 from nasdistill.spec.io import IOSpec
-from nasdistill_tasks.splitting import cut
+from nasdistill_tasks.splitting import divide
 from nasdistill_tasks.text_metrics import best_constant, counts, f1, mcc
 from nasdistill_tasks.text_rows import Part, find_parts, is_unknown, unknown_note, write_rows
 from nasdistill_tasks.text_store import Store
@@ -151,9 +151,14 @@ class TextClassification(TextTask):
         self._judge(train, parts["train"].origin, note)
         index: dict[Split, NDArray[np.int64]] = {s: np.arange(len(x.arrays["offsets"]) - 1) for s, x in stores.items()}
         source: dict[Split, Split] = {split: split for split in parts}
-        missing = self._cut(index, train)
+        missing: list[Split] = [split for split in ("validation", "test") if split not in parts]
         source.update(dict.fromkeys(missing, "train"))
-        self._parts: dict[Split, Samples] = {s: Samples(stores[source[s]], np.sort(index[s])) for s in index}
+        index |= divide(
+            train, list(parts), validation=options.validation_share, test=options.test_share, seed=options.split_seed,
+            origin=options.data, classes=self._classes, what="texts",
+            hint="give files of the missing data: validation_data and test_data in the task's options.",
+        )  # fmt: skip
+        self._parts: dict[Split, Samples] = {s: Samples(stores[source[s]], index[s]) for s in index}
         self._labels: dict[Split, Tensor | None] = {}
         for split in self._parts:
             found = labels[source[split]]
@@ -169,24 +174,6 @@ class TextClassification(TextTask):
                 "shares": [options.validation_share, options.test_share, options.split_seed] if missing else None,
             }
         )
-
-    def _cut(self, index: dict[Split, NDArray[np.int64]], labels: NDArray[np.int64]) -> list[Split]:
-        """Take the splits that are missing from the rows of the training split; return which they are."""
-        options = self.options
-        shares: dict[Split, float] = {"validation": options.validation_share, "test": options.test_share}
-        missing: list[Split] = [split for split in shares if split not in index]
-        wanted = sum(shares[split] for split in missing)
-        rest, left = index["train"], 1 - sum(shares.values()) + wanted
-        for number, split in enumerate(missing):
-            share = wanted / left if number == 0 else shares[split] / wanted
-            how = {"seed": options.split_seed, "origin": options.data, "what": "texts"}
-            stay, taken = cut(rest, labels, share, **how)  # type: ignore[arg-type]
-            if number == 0:
-                index["train"], rest = stay, taken
-                index[split] = taken
-            else:
-                index[missing[0]], index[split] = stay, taken
-        return missing
 
     def _choose(self, split: Split, table: Table) -> Columns:
         options, label = self.options, self.options.label_column
@@ -324,15 +311,6 @@ class TextClassification(TextTask):
         return 1 if self.options.positive is None else self._classes.index(self.options.positive)
 
     def _lengths(self, split: Split) -> NDArray[Any]:
-def _decodes(teacher: TeacherInfo) -> bool:
-    """Return whether a teacher is a decoder, such as a GPT-2 with a classifier."""
-    if teacher.library != "transformers":
-        return False
-    from nasdistill.bridge.sizes import decodes_only
-
-    return decodes_only(teacher.model)
-
-
         return self._parts[split].lengths
 
     def _plain_rows(self, split: Split, ids: NDArray[np.int64]) -> list[NDArray[Any]]:
@@ -344,6 +322,15 @@ def _decodes(teacher: TeacherInfo) -> bool:
         labels = self._labels[split]
         inputs = self._inputs(part.rows(ids), types)
         return Batch(inputs, None if labels is None else labels[chosen], chosen, None, epoch)
+
+
+def _decodes(teacher: TeacherInfo) -> bool:
+    """Return whether a teacher is a decoder, such as a GPT-2 with a classifier."""
+    if teacher.library != "transformers":
+        return False
+    from nasdistill.bridge.sizes import decodes_only
+
+    return decodes_only(teacher.model)
 
 
 def _may_be_labels(cells: Sequence[str]) -> bool:

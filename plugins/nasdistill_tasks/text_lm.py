@@ -35,7 +35,7 @@ from nasdistill.interfaces.info import TeacherInfo
 from nasdistill.interfaces.task import Metric, Split
 from nasdistill.spec.io import IOSpec
 from nasdistill_tasks.text_files import find_files
-from nasdistill_tasks.text_rows import CHUNK, append_ids, row_notes
+from nasdistill_tasks.text_rows import CHUNK, append_ids, no_tokens, row_notes
 from nasdistill_tasks.text_store import Store, Writer
 from nasdistill_tasks.text_tables import PLAIN, not_utf8, numbered_lines
 from nasdistill_tasks.text_task import IGNORED, Progress, Samples, TextOptions, TextTask, hashes, id_type, store_of
@@ -329,14 +329,18 @@ def write_packed(
 ) -> Mapping[str, Any]:
     """Write the tokens of all files behind each other, each file closed with `end`; return the store's facts."""
     count = tokens = 0
+    texts = False
     kind = id_type(encoder.size)
     for path in paths:
         for text in pieces(path, size):
             (ids,) = encoder.plain([text])
             count += len(text.encode("utf-8", "surrogatepass"))
             tokens += len(ids)
+            texts = texts or not text.isspace()
             writer.append("ids", ids.astype(kind))
         writer.append("ids", np.array(end, dtype=kind))
+    if texts and not tokens:
+        raise no_tokens(encoder, ", ".join(map(str, paths[:3])))
     if not tokens:
         raise DataError(f"{', '.join(map(str, paths[:3]))}: there is no text")
     return {"bytes": count, "tokens": tokens, "notes": []}
@@ -355,10 +359,12 @@ def write_lines(
     prefix, suffix = frame
     room = max(1, max_length - len(prefix) - len(suffix))
     size = tokens = cut = 0
+    found = False
     writer.append("offsets", np.zeros(1, dtype=np.int64))
     for path in paths:
         lines = (line.rstrip("\r\n") for _, line in numbered_lines(path) if line.strip())
         while texts := [text for _, text in zip(range(chunk), lines, strict=False)]:
+            found = True
             rows = [row for row in encoder.plain(texts) if len(row)]
             size += sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
             tokens += sum(map(len, rows))
@@ -368,6 +374,8 @@ def write_lines(
                 append_ids(writer, framed, encoder.size)
     count = writer.count("offsets") - 1
     origin = ", ".join(map(str, paths[:3]))
+    if found and not count:
+        raise no_tokens(encoder, origin)
     if not count:
         raise DataError(f"{origin}: there is no text")
     return {"bytes": size, "tokens": tokens, "notes": row_notes(origin, count, cut, 0, max_length)}

@@ -23,7 +23,7 @@ from nasdistill_tasks.text_files import find_files
 from nasdistill_tasks.text_store import Writer
 from nasdistill_tasks.text_tables import SUFFIXES, Columns, Table, is_saved, open_saved, open_table
 from nasdistill_tasks.text_task import hashes, id_type
-from nasdistill_tasks.text_tokens import Encoder
+from nasdistill_tasks.text_tokens import CHARS, Encoder
 
 CHUNK = 2048
 """Rows that are tokenised together."""
@@ -152,10 +152,12 @@ def write_rows(
         chunk: rows that are held in memory.
 
     Raises:
-        DataError: no rows, a row without a label, a score that is no number; too many distinct labels.
+        DataError: no rows, no tokens, a row without a label, too many distinct labels.
     """
     values: dict[str, int] = {}
     cut = empty = 0
+    frame = encoder.encode([""], [""] if part.has_pairs else None, max_length).ids[0]
+    texts = tokens = False
     writer.append("offsets", np.zeros(1, dtype=np.int64))
     for rows in _chunks(part.rows(), chunk):
         kept = [row for row in rows if row[1].strip() and (row[2] is None or row[2].strip())]
@@ -165,6 +167,7 @@ def write_rows(
         pairs = [row[2] or "" for row in kept] if part.has_pairs else None
         encoded = encoder.encode([row[1] for row in kept], pairs, max_length)
         cut += encoded.cut
+        texts, tokens = True, tokens or any(not np.array_equal(row, frame) for row in encoded.ids)
         some = [i for i, row in enumerate(encoded.ids) if len(row)]  # a tokenizer may see nothing in a strange text
         empty += len(kept) - len(some)
         if not some:
@@ -180,6 +183,8 @@ def write_rows(
                 hint = "Is label_column the right one?"
                 raise DataError(f"{part.origin}: more than {_MANY} different labels", hint=hint)
     count = writer.count("offsets") - 1
+    if texts and not tokens:
+        raise no_tokens(encoder, part.origin, max_length - len(frame))
     if not count:
         raise DataError(f"{part.origin} has no rows with text", hint="Is text_column the right one?")
     return {"values": list(values), "notes": row_notes(part.origin, count, cut, empty, max_length)}
@@ -193,10 +198,11 @@ def write_sentences(
     ``first`` holds for each sentence the row where the same text stood first, ``scores`` the number of each pair.
 
     Raises:
-        DataError: no rows, or a score that is no number.
+        DataError: no rows, no tokens, or a score that is no number.
     """
     seen: dict[bytes, int] = {}
     cut = empty = count = 0
+    frame, tokens = encoder.encode([""], None, max_length).ids[0], False
     writer.append("offsets", np.zeros(1, dtype=np.int64))
     for rows in _chunks(part.rows(), chunk):
         kept = [row for row in rows if row[1].strip() and (row[2] is None or row[2].strip())]
@@ -206,8 +212,15 @@ def write_sentences(
         texts = [text for row in kept for text in (row[1:3] if row[2] is not None else row[1:2]) if text is not None]
         encoded = encoder.encode(texts, None, max_length)
         cut += encoded.cut
-        if any(not len(row) for row in encoded.ids):
-            raise DataError(f"{part.origin}: the tokenizer makes no token of one of the texts")
+        tokens = tokens or any(not np.array_equal(row, frame) for row in encoded.ids)
+        silent = next((text for text, row in zip(texts, encoded.ids, strict=True) if not len(row)), None)
+        if silent is not None and tokens:
+            raise DataError(
+                f"{part.origin}: the tokenizer {encoder.source} makes no token of the text {silent[:80]!r}",
+                hint="Remove the row, or use a tokenizer that knows its characters.",
+            )
+        if silent is not None:
+            raise no_tokens(encoder, part.origin)
         append_ids(writer, encoded.ids, encoder.size)
         first = [seen.setdefault(_digest(text), count + i) for i, text in enumerate(texts)]
         writer.append("first", np.array(first, dtype=np.int64))
@@ -216,7 +229,29 @@ def write_sentences(
             writer.append("scores", np.array([_number(row[3], row[0]) for row in kept], dtype=np.float64))
     if not count:
         raise DataError(f"{part.origin} has no rows with text", hint="Is text_column the right one?")
+    if not tokens:
+        raise no_tokens(encoder, part.origin, max_length - len(frame))
     return {"notes": row_notes(part.origin, count, cut, empty, max_length)}
+
+
+def no_tokens(encoder: Encoder, origin: str, room: int | None = None) -> DataError:
+    """Return the error for a tokenizer that makes no tokens of any text.
+
+    Args:
+        encoder: the tokenizer.
+        origin: of the text.
+        room: tokens of `max_length` that its own special tokens leave, where texts are framed.
+    """
+    if room is not None and room < 1:
+        return DataError(
+            f"max_length leaves no room for text beside the special tokens of the tokenizer {encoder.source}",
+            hint="Set a larger max_length in the task's options.",
+        )
+    return DataError(
+        f"the tokenizer {encoder.source} makes no tokens of the text in {origin}",
+        hint="Is it the right one, and was it saved in full? Set `tokenizer` in the task's options to the folder of "
+        f"another one, or to {CHARS!r} for characters.",
+    )
 
 
 def append_ids(writer: Writer, rows: Sequence[NDArray[np.int64]], size: int) -> None:

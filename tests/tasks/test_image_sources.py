@@ -228,7 +228,9 @@ def test_one_class_only(tmp_path):
 
 
 def test_too_few_images_to_split(tmp_path):
-    with pytest.raises(DataError, match=r"too few images to split off 40%.*smallest class has 1 of 9"):
+    with pytest.raises(
+        DataError, match=r"too few images of 'bee' \(1\).* train, validation and test data; 5 of each class"
+    ):
         load(write_folder(tmp_path, pictures(8, classes=("ant",)) + pictures(1, classes=("bee",))))
 
 

@@ -286,7 +286,7 @@ def test_a_test_file_may_come_without_labels(tmp_path, prepared):
     ([], {}, DataError, "is empty"),
     ([("text", "label")], {"header": True}, DataError, "is empty|no rows|no text"),
     ([(f"text {i}", "one") for i in range(20)], {}, DataError, "all texts are of the class 'one'"),
-    ([*reviews(20), ("odd", "new")], {}, DataError, r"too few texts to split off .* is too few\)"),
+    ([*reviews(20), ("odd", "new")], {}, DataError, r"too few texts of 'new' \(1\) to have each class in train"),
     ([("text", "label"), *((f"text {i}", i / 7) for i in range(30))], {}, DataError, "labels are 30 different numbers"),
     ([*reviews(), ("odd", "")], {"text_column": 0, "label_column": 1}, DataError, "line 41 has no label"),
     ([("a", "b", "c", "d")] * 9, {}, DataError, "which column holds the texts.*'0', '1', '2'"),
