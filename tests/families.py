@@ -139,6 +139,7 @@ class OneAttention(nn.Module):
 _UNET = dict(
     sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4
 )
+_PLACES = torch.stack([torch.zeros(16), torch.arange(16) // 4, torch.arange(16) % 4], dim=1)  # row by row of 4 x 4
 JOINT = "streams attended together"
 FAMILIES: dict[str, Family] = {
     "bert": _text("Bert"),
@@ -214,7 +215,7 @@ FAMILIES: dict[str, Family] = {
         dict(
             sample_size=8, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=2,
             joint_attention_dim=32, caption_projection_dim=16, pooled_projection_dim=16, out_channels=4,
-            pos_embed_max_size=8,
+            pos_embed_max_size=8, qk_norm="rms_norm",
         ),
         JOINT,
     ),
@@ -222,7 +223,7 @@ FAMILIES: dict[str, Family] = {
         "FluxTransformer2DModel",
         lambda model, seed: model(
             _draw(seed, 2, 16, 4), _draw(seed + 9, 2, 5, 32), pooled_projections=_draw(3, 2, 16), timestep=STEPS / 10,
-            img_ids=torch.zeros(16, 3), txt_ids=torch.zeros(5, 3),
+            img_ids=_PLACES, txt_ids=torch.zeros(5, 3),
         ).sample,
         2,
         dict(

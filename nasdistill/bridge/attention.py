@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from nasdistill.bridge.dryrun import CallerRun, DryRun, Product, dry_run
 from nasdistill.bridge.masks import MaskNature
+from nasdistill.bridge.matching import streams_of
 from nasdistill.bridge.record import CallRecord, first_float
 from nasdistill.bridge.swapping import CoreAttention, OwnAttention, SharedStore, Swap, SwappedAttention, swapped_class
 from nasdistill.bridge.views import (
@@ -63,7 +64,10 @@ Choice = str | tuple[str, Mapping[str, Any] | None]
 
 
 class VariantSpec(TypedDict, total=False):
-    """Which attention a module got, as data; all but the first two are what a dry run found out about the layer."""
+    """Which attention a module got, as data; all but the first two are what a dry run found out about the layer.
+
+    `streams`: joint attention, over several streams of tokens one after the other: how many tokens each had.
+    """
 
     variant: str
     options: dict[str, Any]
@@ -72,6 +76,7 @@ class VariantSpec(TypedDict, total=False):
     geometry: dict[str, Any]
     biased: bool
     cross: bool
+    streams: list[int]
     view: dict[str, Any]
     returns: int
     token_first: bool
@@ -276,7 +281,10 @@ def convert_attention(
             f"attention variant {name!r} works on the {tags.level} level, one layer at a time",
             hint="Use set_attention(model, ...).",
         )
-    views = attention_views(model, run, layers=layers)
+    try:
+        views = attention_views(model, run, layers=layers)
+    except MismatchError as error:
+        raise MismatchError(f"attention variant {name!r} cannot convert {error.message}", hint=error.hint) from None
     variant = factory.create(Kind.ATTENTION, name, dict(options) if options is not None else None)
     return cast("Transformed", variant.convert(model, views, sorted(views), list(calibration)))
 
@@ -343,7 +351,15 @@ def _check_shared(
 
 
 def _check_fits(
-    name: str, tags: AttentionTags, geometry: AttentionGeometry, where: str, *, biased: bool, cross: bool, padded: bool
+    name: str,
+    tags: AttentionTags,
+    geometry: AttentionGeometry,
+    where: str,
+    *,
+    biased: bool,
+    cross: bool,
+    padded: bool,
+    streams: Sequence[int],
 ) -> None:
     """Refuse a variant that lacks what the layer needs."""
     if tags.level == "model":
@@ -360,6 +376,7 @@ def _check_fits(
         f"has grouped heads ({groups})": geometry.heads != geometry.kv_heads and not tags.gqa,
         "gets padding": padded and not tags.padding,
         "keeps no state between calls": tags.stateful,
+        f"attends over {len(streams)} streams together": bool(streams) and tags.level != "core",
     }
     for feature, there in lacking.items():
         if there:
@@ -396,7 +413,8 @@ def _part(
     geometry = geometry_of(done, layer, record, call, 0 if x is None else int(x.shape[-1]))
     biased = has_bias(call)
     padded = call.mask is not None and not record.causal and not bool(call.mask.all()) and call.mask.shape[0] > 1
-    _check_fits(name, tags, geometry, where, biased=biased, cross=cross, padded=padded)
+    streams = [stream.stop - stream.start for stream in streams_of(done, call, geometry.kv_heads)]
+    _check_fits(name, tags, geometry, where, biased=biased, cross=cross, padded=padded, streams=streams)
     chosen = dict(options) if isinstance(options, Mapping) else options
     canonical = factory.canonical(Kind.ATTENTION, name)
     entry: dict[str, Any] = {
@@ -405,6 +423,8 @@ def _part(
     }  # fmt: skip
     nature = MaskNature(causal=geometry.causal, biased=biased, takes_bias=tags.bias, exact=tags.exact)
     swap = Swap(canonical, tags.level, layer, geometry, nature, cross=cross, entry=entry)
+    if streams:
+        entry["streams"] = streams
     if tags.level == "core":
         core = factory.create(Kind.ATTENTION, name, chosen, geometry=geometry)
         return path, swap, _fitted(model, path, cast("nn.Module", core))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import permutations
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from nasdistill.bridge.dryrun import DryRun, Product
 from nasdistill.bridge.watching import AttentionCall
 from nasdistill.interfaces import RotaryEmbedding
+
+_MAX_STREAMS = 3
 
 
 @dataclass(slots=True)
@@ -102,6 +105,38 @@ def producers_of(done: DryRun, x: Tensor) -> list[Product]:
         else:
             waiting.extend(after for after, _ in node.next_functions)
     return sorted(found, key=lambda product: product.time)
+
+
+@dataclass(slots=True)
+class Stream:
+    """One of several sequences that are attended together: tokens `start` to `stop` have projections of their own."""
+
+    start: int
+    stop: int
+    product: Product
+
+
+def streams_of(done: DryRun, call: AttentionCall, groups: int) -> list[Stream]:
+    """Return the sequences that are attended together, in their order; empty where there is only one.
+
+    They are told by v, of which each part of the sequence is the output of another product.
+    """
+    makers = [product for product in producers_of(done, call.v) if product.weight is not None]
+    batch, _, tokens, _ = call.v.shape
+    lengths = [product.output.numel() // (batch * product.output.shape[-1]) for product in makers]
+    if not 1 < len(makers) <= _MAX_STREAMS or sum(lengths) != tokens or call.q.shape[2] != tokens:
+        return []
+    for order in permutations(range(len(makers))):
+        found: list[Stream] = []
+        for place in order:
+            start = found[-1].stop if found else 0
+            part = columns_of(call.v[:, :, start : start + lengths[place]], groups)
+            if direct(part, [makers[place]], tolerance_of(call)) is None:
+                break
+            found.append(Stream(start, start + lengths[place], makers[place]))
+        else:
+            return found
+    return []
 
 
 # ---- norms and rotations ---------------------------------------------------------------------------------------------

@@ -36,11 +36,12 @@ from nasdistill.bridge.matching import (
     rotary_sizes,
     rotation,
     rows_of,
+    streams_of,
     tolerance_of,
     turned,
     with_frequencies,
 )
-from nasdistill.bridge.record import CallRecord
+from nasdistill.bridge.record import CallRecord, first_float
 from nasdistill.bridge.watching import AttentionCall
 from nasdistill.errors import MismatchError, one_line
 from nasdistill.interfaces import (
@@ -85,7 +86,7 @@ def attention_views(
             continue
         for call in calls:
             if is_cross(done, call) == cross:
-                found[layer] = _Reader(model, done, layer, call).view()
+                found[layer] = LayerReader(model, done, layer, call).view()
                 break
     missing = sorted((wanted or set()) - set(found))
     if missing or not found:
@@ -133,6 +134,20 @@ def view_output(
     Returns:
         ``(B, N, C)``, the output projection's output; rows that may attend to nothing are projected zeros.
     """
+    q, k, v = view_heads(view, x, source, positions)
+    scores = q @ k.transpose(-1, -2) * view.scale
+    allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device)
+    allowed = allowed.tril(scores.shape[-1] - scores.shape[-2]) if view.geometry.causal else allowed
+    allowed = allowed if mask is None else allowed & mask
+    scores = scores if bias is None else scores + bias
+    weights = scores.masked_fill(~allowed, float("-inf")).softmax(-1).nan_to_num(0.0)
+    return F.linear((weights @ v).transpose(1, 2).flatten(2), view.w_o, view.b_o)
+
+
+def view_heads(
+    view: AttentionView, x: Tensor, source: Tensor | None = None, positions: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return q, k and v of a view, ``(B, H, N, D)``, normed, turned and repeated for all query heads."""
     source = x if source is None else source
     q, k, v = (
         _split(F.linear(tokens, weight, offset), heads)
@@ -147,14 +162,7 @@ def view_output(
     if view.rotary is not None:
         q, k = view.rotary.rotate(q, positions), view.rotary.rotate(k, positions)
     times = view.geometry.heads // view.geometry.kv_heads
-    k, v = k.repeat_interleave(times, dim=1), v.repeat_interleave(times, dim=1)
-    scores = q @ k.transpose(-1, -2) * view.scale
-    allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device)
-    allowed = allowed.tril(scores.shape[-1] - scores.shape[-2]) if view.geometry.causal else allowed
-    allowed = allowed if mask is None else allowed & mask
-    scores = scores if bias is None else scores + bias
-    weights = scores.masked_fill(~allowed, float("-inf")).softmax(-1).nan_to_num(0.0)
-    return F.linear((weights @ v).transpose(1, 2).flatten(2), view.w_o, view.b_o)
+    return q, k.repeat_interleave(times, dim=1), v.repeat_interleave(times, dim=1)
 
 
 def _split(x: Tensor, heads: int) -> Tensor:
@@ -164,7 +172,7 @@ def _split(x: Tensor, heads: int) -> Tensor:
 
 def layer_view(model: nn.Module, done: DryRun, layer: int, record: CallRecord) -> AttentionView:
     """Return the view of one attention call of a dry run. Raises MismatchError when it has none."""
-    return _Reader(model, done, layer, record).view()
+    return LayerReader(model, done, layer, record).view()
 
 
 # ---- views as data ---------------------------------------------------------------------------------------------------
@@ -233,6 +241,8 @@ def _assembled(
 ) -> AttentionView:
     """Return a view with the weights of a model."""
     parts = {role: _take(model, source, role) for role, source in sources.items()}
+    if "o" not in parts:  # nobody reads what a stream gets
+        parts["o"] = parts["v"][0].new_zeros(0, geometry.heads * (geometry.value_dim or geometry.head_dim)), None
     q_norm, k_norm = (None if norm is None else copy.deepcopy(model.get_submodule(norm)) for norm in norms)
     return AttentionView(
         w_q=parts["q"][0], w_k=parts["k"][0], w_v=parts["v"][0], w_o=parts["o"][0],
@@ -275,10 +285,24 @@ def has_bias(call: AttentionCall) -> bool:
     return call.bias is not None and bool(call.bias.detach().abs().max() > 0)
 
 
-def layout_of(done: DryRun, layer: int, tokens: int) -> TokenLayout | None:
-    """Return where the tokens of a layer stand in the image, as far as the dry run tells."""
-    tap = done.found.taps.get(Site("context", layer))
+def layout_of(done: DryRun, layer: int, record: CallRecord, call: AttentionCall) -> TokenLayout | None:
+    """Return where the tokens of a layer stand in the image, as far as the dry run tells.
+
+    Of streams attended together the one that the module takes first is the image; the others are text before and
+    after it.
+    """
+    tap, tokens = done.found.taps.get(Site("context", layer)), call.q.shape[-2]
     grid = None if tap is None else tap.grid
+    streams = streams_of(done, call, kv_groups(call))
+    if streams:
+        given = done.runs.get(record.caller)
+        x = None if given is None else first_float(given.args, given.kwargs)
+        known = [stream for stream in streams if x is not None and _same(stream.product.input, x)]
+        if len(known) != 1:
+            return None
+        length = known[0].stop - known[0].start
+        grid = grid if grid is not None and grid[0] * grid[1] == length else None
+        return TokenLayout(grid=grid, prefix=known[0].start, text=tokens - known[0].stop or None)
     if grid is None or not 0 <= tokens - grid[0] * grid[1] <= _MAX_PREFIX:
         return None
     return TokenLayout(grid=grid, prefix=tokens - grid[0] * grid[1])
@@ -287,7 +311,7 @@ def layout_of(done: DryRun, layer: int, tokens: int) -> TokenLayout | None:
 def geometry_of(done: DryRun, layer: int, record: CallRecord, call: AttentionCall, dim: int) -> AttentionGeometry:
     """Return the sizes of the layer that makes a call."""
     tokens = call.q.shape[-2]
-    layout = layout_of(done, layer, tokens)
+    layout = layout_of(done, layer, record, call)
     return AttentionGeometry(
         dim=dim,
         heads=call.q.shape[1],
@@ -334,10 +358,30 @@ class _Origin:
     rotary: RotaryEmbedding | None = None
 
 
-class _Reader:
-    """Reads one call of the dry run into a view."""
+@dataclass(slots=True)
+class Reading:
+    """What was read off a dry run: how to make the view, and the products that it is proven with."""
 
-    def __init__(self, model: nn.Module, done: DryRun, layer: int, record: CallRecord) -> None:
+    build: Callable[[nn.Module], AttentionView]
+    query: Product
+    key: Product
+    output: Product | None
+
+
+class LayerReader:
+    """Reads one call of the dry run, or one of the streams that it joins, into a view.
+
+    Args:
+        model: the model.
+        done: its dry run.
+        layer: index of the layer.
+        record: the call.
+        part: only these tokens.
+    """
+
+    def __init__(
+        self, model: nn.Module, done: DryRun, layer: int, record: CallRecord, part: slice | None = None
+    ) -> None:
         self.model, self.done, self.layer, self.record = model, done, layer, record
         self.path = record.caller[0]
         self.where = f"layer {layer} of {type(model).__name__} ({self.path or 'the model'!r})"
@@ -346,7 +390,10 @@ class _Reader:
             module = done.model.get_submodule(record.key[0])
             kind = type(module).__name__ if isinstance(module, ModuleAttention) else "its module"
             raise MismatchError(f"{self.where} is no softmax attention: {kind} owns its projections")
-        self.call = call
+        if part is not None:
+            q, k, v, out = (x[:, :, part] for x in (call.q, call.k, call.v, call.out))
+            call = replace(call, q=q, k=k, v=v, out=out, mask=None, bias=None)
+        self.call, self.whole = call, part is None
         self.groups = kv_groups(call)
         self.tolerance = tolerance_of(call)
         self.before = [product for product in done.products if product.time < record.time]
@@ -356,6 +403,17 @@ class _Reader:
 
     def view(self) -> AttentionView:
         """Return the view, proven on the dry run."""
+        found = self.read()
+        assert found.output is not None
+        self._prove(found.build(self.done.model), found.query, found.key, found.output)
+        return found.build(self.model)
+
+    def read(self, *, unread: bool = False) -> Reading:
+        """Find where everything comes from and goes to.
+
+        Args:
+            unread: nothing reads the attention's output.
+        """
         call = self.call
         v = self._search(lambda products: direct(columns_of(call.v, self.groups), products, self.tolerance))
         if v is None:
@@ -363,11 +421,15 @@ class _Reader:
         if v.factor != 1:
             raise MismatchError(f"{self.where}: v is {v.factor:.4g} times its projection, which a view cannot say")
         q, k = self._origin("q", call.q, call.q.shape[1]), self._origin("k", call.k, self.groups)
-        output, columns = self._output()
         rotary = self._one_rotary(q, k)
-        matches = {"q": q.match, "k": k.match, "v": v, "o": Match(output, columns)}
+        matches = {"q": q.match, "k": k.match, "v": v}
+        output = None
+        if not unread:
+            output, columns = self._output()
+            matches["o"] = Match(output, columns)
         cross = not _same(q.match.product.input, k.match.product.input)
         geometry = geometry_of(self.done, self.layer, self.record, call, int(q.match.product.input.shape[-1]))
+        geometry = geometry if self.whole else replace(geometry, tokens=None, layout=None)
         sources = {role: self._source(match, role) for role, match in matches.items()}
 
         def build(model: nn.Module) -> AttentionView:
@@ -376,8 +438,7 @@ class _Reader:
                 rotary=rotary, cross=cross, path=self.path, layer=self.layer, score_bias=has_bias(call),
             )  # fmt: skip
 
-        self._prove(build(self.done.model), q.match.product, k.match.product, output)
-        return build(self.model)
+        return Reading(build, q.match.product, k.match.product, output)
 
     def _search(self, look: Callable[[list[Product]], Any]) -> Any:
         """Look among the products of the calling module, then among all earlier ones."""
@@ -553,7 +614,7 @@ class _Reader:
         if len(linears) > 1:
             raise MismatchError(
                 f"{self.where}: {name} joins {len(linears)} projections ({', '.join(map(repr, linears[:3]))}): streams "
-                "attended together need a view of two streams, which does not exist"
+                "attended together are no single view (nasdistill.bridge.joint reads them)"
             )
         if linears:
             raise MismatchError(

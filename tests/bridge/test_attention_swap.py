@@ -29,7 +29,7 @@ from nasdistill.bridge.attention import (
 from nasdistill.bridge.masks import MaskNature, described, read_mask
 from nasdistill.bridge.views import attention_views
 from nasdistill.errors import MismatchError
-from nasdistill.interfaces import AttentionCore, AttentionMask, AttentionResult
+from nasdistill.interfaces import AttentionCore, AttentionMask, AttentionResult, TokenLayout
 from nasdistill.spec.component import AttentionTags
 
 CORES = ("flow", "sigmoid", "linear", "window")
@@ -197,6 +197,40 @@ def test_cores_of_image_models_know_the_grid(host):
         record = set_attention(model, {0: "window"}, host, run=runner(name))
         layout = model.get_submodule(record[0][0]).core.geometry.layout
         assert (layout.grid, layout.prefix) == ((4, 4), prefix)
+
+
+@pytest.mark.parametrize(
+    ("name", "streams", "layout"),
+    [("sd3", [16, 5], TokenLayout(grid=(4, 4), text=5)), ("flux", [5, 16], TokenLayout(prefix=5))],
+)
+def test_joint_attention_is_said_to_be_joint_and_windows_leave_the_text_alone(name, streams, layout, host):
+    """Image and text come in the library's own order; a window holds for the image, and text sees and is seen."""
+    model, factory = built(name), Factory(host)
+    record = set_attention(model, {0: "test:gained"}, factory, run=runner(name))
+    assert record[0][1]["streams"] == streams
+    outputs(name, model)
+    core = model.get_submodule(record[0][0]).core
+    assert core.last.layout == core.geometry.layout == layout
+    model = built(name)
+    set_attention(model, {0: ("window", {"window": 3})}, host, run=runner(name))
+    core, seen = model.get_submodule(record[0][0]).core, []
+    core.register_forward_hook(lambda module, args, out: seen.append((args, out.out)))
+    outputs(name, model)
+    (q, k, v, ctx), found = seen[0]
+    text = torch.cat([torch.full((n,), n == 5) for n in streams])
+    y, x = (torch.arange(16) // 4, torch.arange(16) % 4) if name == "sd3" else (torch.zeros(16), torch.arange(16))
+    near = torch.ones(21, 21, dtype=torch.bool)
+    near[(~text)[:, None] & ~text] = (((y[:, None] - y).abs() <= 1) & ((x[:, None] - x).abs() <= 1)).flatten()
+    expected = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=near, scale=ctx.scale)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_variants_with_projections_refuse_joint_attention_by_name(host):
+    for name in ("sd3", "flux"):
+        with pytest.raises(MismatchError, match=r"layer 0 .*attends over 2 streams together.* 'mla' does not support"):
+            set_attention(built(name), "mla", host, run=runner(name))
+        with pytest.raises(MismatchError, match=r"'echoatt' cannot convert layer 0 .*streams attended together"):
+            convert_attention(built(name), "echoatt", host, run=runner(name))
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------------
@@ -385,6 +419,16 @@ def test_a_variant_survives_the_librarys_own_saving(host, tmp_path):
     assert stock.config._attn_implementation == "sdpa"
     assert not torch.allclose(outputs("bert", stock), outputs("bert", model), atol=1e-4)
     assert torch.equal(outputs("bert", apply_attention(stock, record, host)), outputs("bert", model))
+
+
+def test_joint_attention_survives_the_librarys_own_saving(host, tmp_path):
+    model = built("sd3")
+    record = set_attention(model, "flow", host, run=runner("sd3"))
+    model.save_pretrained(tmp_path)
+    stock = FAMILIES["sd3"].build().from_pretrained(tmp_path).eval()
+    assert not torch.allclose(outputs("sd3", stock), outputs("sd3", model), atol=1e-4)
+    again = apply_attention(stock, json.loads(json.dumps(record)), host)
+    assert torch.equal(outputs("sd3", again), outputs("sd3", model))
 
 
 def test_no_mask_is_lost_as_with_the_librarys_own_switch(host, monkeypatch):

@@ -12,6 +12,7 @@ from families import ATTENDING, FAMILIES, PADDING, TEXT, built
 from torch import nn
 
 from nasdistill.bridge.fused import fused_branches
+from nasdistill.bridge.joint import joint_output, joint_views
 from nasdistill.bridge.timm import attention_view
 from nasdistill.bridge.views import attention_views, pack_view, unpack_view, view_output
 from nasdistill.errors import MismatchError
@@ -172,6 +173,68 @@ def test_joint_streams_are_refused_by_name(name):
     family, model = FAMILIES[name], built(name)
     with pytest.raises(MismatchError, match=rf"to_v.*add_v_proj.*{family.refused}"):
         attention_views(model, lambda m: family.forward(m, None, 0))
+
+
+@pytest.mark.parametrize("name", [name for name in ATTENDING if FAMILIES[name].refused])
+def test_a_joint_view_rebuilds_both_streams_on_new_inputs(name):
+    family, model = FAMILIES[name], built(name)
+    views = joint_views(model, lambda m: family.forward(m, None, 0))
+    assert sorted(views) == ([0, 1] if name == "sd3" else [0])  # in Flux's last block one stream is left
+    seen = {}
+
+    def keep(key, given):
+        return lambda module, args, out: seen.__setitem__(key, args[0] if given else out)
+
+    for layer, view in views.items():
+        for place, stream in enumerate(view.streams):
+            for role, source in stream.sources.items():
+                owner = model.get_submodule(source.weight.rpartition(".")[0])
+                owner.register_forward_hook(keep((layer, place, role), given=role != "o"))
+    with torch.no_grad():
+        family.forward(model, None, 1)
+        for layer, view in views.items():
+            found = joint_output(view, [seen[layer, place, "q"] for place in range(2)])
+            for place, stream in enumerate(view.streams):
+                assert (stream.q_norm is None, stream.rotary is None) == (False, name == "sd3" or place == 0)
+                if (layer, place) == (1, 1):  # SD3's last block leaves the text where it is
+                    assert found[place].shape == (2, 5, 0)
+                    continue
+                torch.testing.assert_close(found[place], seen[layer, place, "o"], atol=1e-5, rtol=1e-5)
+        assert all(stream.geometry.layout is None for stream in view.streams)
+    last = views[max(views)]
+    assert last.tokens == ((16, 5) if name == "sd3" else (5, 16))
+    with pytest.raises(MismatchError, match=r"layer 7 of .* has no joint attention; it has 2 layers"):
+        joint_views(model, lambda m: family.forward(m, None, 0), layers=[0, 7])
+
+
+def test_what_stands_between_joint_attention_and_its_projections_is_refused():
+    class Joint(nn.Module):
+        def __init__(self, gated):
+            super().__init__()
+            self.first, self.second = nn.Linear(16, 48), nn.Linear(12, 48)
+            self.out, self.other, self.gate = nn.Linear(16, 16), nn.Linear(16, 12), nn.Linear(12, 16)
+            self.gated = gated
+
+        def forward(self, x, y):
+            q, k, v = (
+                torch.cat(parts, 1).unflatten(-1, (2, 8)).transpose(1, 2)
+                for parts in zip(self.first(x).chunk(3, -1), self.second(y).chunk(3, -1), strict=True)
+            )
+            joined = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+            x, text = joined[:, : x.shape[1]], joined[:, x.shape[1] :]
+            return self.out(x), self.other(text * self.gate(y).sigmoid() if self.gated else text)
+
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 9, 16), torch.randn(2, 7, 12)
+    view = joint_views(model := Joint(False), lambda m: m(x, y))[0]
+    with torch.no_grad():
+        for found, expected in zip(joint_output(view, [x, y]), model(x, y), strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(MismatchError, match="something stands between its joined output"):
+        joint_views(Joint(True), lambda m: m(x, y))
+    encoder = built("bert")
+    with pytest.raises(MismatchError, match="BertModel has no joint attention"):
+        joint_views(encoder, lambda m: FAMILIES["bert"].forward(m, None, 0))
 
 
 def test_scores_written_out_by_hand_are_refused_by_name():
