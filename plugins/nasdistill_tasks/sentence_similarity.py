@@ -94,6 +94,7 @@ class SentenceSimilarity(TextTask):
             options.data, toy="pairs.csv", suffixes=(*SUFFIXES, *PLAIN), validation=options.validation_data,
             test=options.test_data, header=options.header, delimiter=options.delimiter,
             asked=(options.text_column, options.pair_column, options.label_column), choose=self._choose,
+            note=note,
         )  # fmt: skip
         self._encoder = self._open_encoder(parts["train"].texts, framed=True)
         stores = {}

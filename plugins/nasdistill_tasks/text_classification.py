@@ -119,6 +119,7 @@ class TextClassification(TextTask):
             options.data, toy="reviews.tsv", validation=options.validation_data, test=options.test_data,
             header=options.header, delimiter=options.delimiter,
             asked=(options.text_column, options.pair_column, options.label_column), choose=self._choose,
+            note=note,
         )  # fmt: skip
         pairs = {split: part.has_pairs for split, part in parts.items()}
         if len(set(pairs.values())) > 1:

@@ -98,6 +98,7 @@ def find_parts(
     delimiter: str | None,
     asked: Sequence[str | int | None],
     choose: Callable[[Split, Table], Columns],
+    note: Callable[[str], None],
 ) -> dict[Split, Part]:
     """Return the tables of each split with their columns chosen.
 
@@ -105,22 +106,24 @@ def find_parts(
         data: file or folder; see :mod:`nasdistill_tasks.text_files`.
         toy: file of the toy data.
         suffixes: of the files that are read.
-        validation: file of the validation split.
-        test: file of the test split.
+        validation: file of the validation split; of a saved data set, its own name of that split.
+        test: the same of the test split.
         header: see :func:`nasdistill_tasks.text_tables.open_table`.
         delimiter: likewise.
         asked: likewise.
         choose: chooses the columns of a table.
+        note: told of what is left out.
     """
     found: dict[Split, tuple[list[Table], list[str]]] = {}
     folder = Path(data).expanduser()
     if folder.is_dir() and is_saved(folder):
-        saved = open_saved(folder)
+        named: dict[Split, str | None] = {"validation": validation, "test": test}
+        saved, unread = open_saved(folder, {split: name for split, name in named.items() if name is not None})
         content = hashes(sorted(p for p in folder.rglob("*") if p.suffix in (".arrow", ".json")))
         found = {split: ([table], content) for split, table in saved.items()}
-        for split, given in (("validation", validation), ("test", test)):
-            if given is not None:
-                raise DataError(f"{data} is a saved data set with its own splits, and {split} data {given} are given")
+        if unread:
+            names = ", ".join(map(repr, unread))
+            note(f"{data}: not read: {names}; validation_data and test_data may name splits of a saved data set")
     else:
         for name, given_files in find_files(data, suffixes, toy=toy, validation=validation, test=test).items():
             tables = [open_table(p, header=header, delimiter=delimiter, asked=asked) for p in given_files]

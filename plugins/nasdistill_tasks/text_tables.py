@@ -173,11 +173,15 @@ def is_saved(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
 
 
-def open_saved(folder: Path) -> dict[Split, Table]:
-    """Return the tables of a folder that ``datasets`` saved, by split; unknown splits are left out.
+def open_saved(folder: Path, given: Mapping[Split, str] | None = None) -> tuple[dict[Split, Table], list[str]]:
+    """Return the tables of a folder that ``datasets`` saved, by split, and the names of its splits that nobody reads.
+
+    Args:
+        folder: of the data set.
+        given: split -> the data set's own name of it, where that is not the usual one (``"validation_matched"``).
 
     Raises:
-        DataError: unreadable, or without a split ``train``.
+        DataError: unreadable, without a split ``train`` or one of `given`, or with two of one meaning.
         MissingExtraError: ``datasets`` is not installed.
     """
     from nasdistill.bridge import prepare_imports
@@ -195,10 +199,18 @@ def open_saved(folder: Path) -> dict[Split, Table]:
     except Exception as error:  # pyarrow and datasets raise many kinds
         raise DataError(f"cannot read {folder}: {one_line(error)}") from error
     named = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+    chosen = {name: split for split, name in (given or {}).items()}
+    if len(chosen) < len(given or {}):
+        raise DataError(f"{folder}: split {next(iter(chosen))!r} is named twice")
+    absent = sorted(set(chosen) - set(named))
+    if absent:
+        raise DataError(f"{folder} has no split {absent[0]!r}; it has {', '.join(map(repr, named)) or 'nothing'}")
     tables: dict[Split, Table] = {}
+    unread = []
     for name, data in named.items():
-        split = SPLIT_NAMES.get(name.lower())
-        if split is None or not len(data):
+        split = chosen.get(name) or SPLIT_NAMES.get(name.lower())
+        if split is None or not len(data) or (split in chosen.values() and name not in chosen):
+            unread += [name] if len(data) else []
             continue
         if split in tables:
             raise DataError(f"{folder}: several splits mean {split!r}: {', '.join(named)}")
@@ -207,7 +219,7 @@ def open_saved(folder: Path) -> dict[Split, Table]:
         tables[split] = Table(f"{folder} ({name})", tuple(data.features), True, "row", how, read, classes)
     if "train" not in tables:
         raise DataError(f"{folder} has no rows in a split 'train'; it has {', '.join(map(repr, named)) or 'nothing'}")
-    return tables
+    return tables, unread
 
 
 def find_columns(

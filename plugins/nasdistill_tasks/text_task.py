@@ -37,8 +37,10 @@ class TextOptions(ComponentOptions):
     """Options that all text tasks have."""
 
     data: str = Field("toy", min_length=1, description="`toy`, or a path: a file, or a folder with one per split.")
-    validation_data: str | None = Field(None, description="File of the validation split, beside `data` for training.")
-    test_data: str | None = Field(None, description="File of the test split, beside `data` for training.")
+    validation_data: str | None = Field(
+        None, description="File of the validation split, beside `data` for training; or a saved data set's name of it."
+    )
+    test_data: str | None = Field(None, description="The same for the test split.")
     tokenizer: str = Field(
         CHARS, min_length=1, description="Folder or name of a transformers tokenizer; `chars` makes one of characters."
     )

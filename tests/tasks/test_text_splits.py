@@ -49,12 +49,34 @@ def columns(kind, split, size, label=None):
     return {"sentence1": first, "sentence2": [f"{text} too" for text in first], "score": [float(x) for x in labels]}
 
 
-def saved(folder: Path, kind, **labels) -> str:
+def saved(folder: Path, kind, names=None, **labels) -> str:
+    """Save a data set; `names` says what it calls its splits."""
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
-    parts = {s: datasets.Dataset.from_dict(columns(kind, s, n, labels.get(s))) for s, n in SIZES.items()}
+    parts = {
+        (names or {}).get(s, s): datasets.Dataset.from_dict(columns(kind, s, n, labels.get(s)))
+        for s, n in SIZES.items()
+    }
     datasets.DatasetDict(parts).save_to_disk(folder)
     return str(folder)
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_splits_of_a_saved_data_set_can_be_named(tmp_path, kind):
+    data = saved(tmp_path / "saved", kind, {"validation": "validation_matched", "test": "validation_mismatched"})
+    notes = []
+    task = prepared(kind, tmp_path / "cache", notes.append, data=data, validation_data="validation_matched")
+    assert {text.split()[0] for text in texts(task, "validation")} == {"validation"}
+    assert sum("not read: 'validation_mismatched'" in note for note in notes) == 1
+    notes.clear()
+    named = {"validation_data": "validation_matched", "test_data": "validation_mismatched"}
+    task = prepared(kind, tmp_path / "cache", notes.append, data=data, **named)
+    assert {text.split()[0] for text in texts(task, "test")} == {"test"}
+    assert not [note for note in notes if "not read" in note]
+    with pytest.raises(DataError, match="has no split 'dev'; it has 'train', 'validation_matched'"):
+        prepared(kind, tmp_path / "cache", data=data, validation_data="dev")
+    with pytest.raises(DataError, match="is named twice"):
+        prepared(kind, tmp_path / "cache", data=data, validation_data="train", test_data="train")
 
 
 def written(folder: Path, kind, suffix: str, pieces: int) -> str:

@@ -144,7 +144,8 @@ def test_parquet_and_saved_data_sets(tmp_path):
     table = open_table(tmp_path / "a.parquet")
     assert rows(table, *find_columns(table).wanted) == [("a", 0), ("b", 1), ("c", 1)]
     DatasetDict({"train": data, "validation": data.select([0])}).save_to_disk(tmp_path / "saved")
-    tables = open_saved(tmp_path / "saved")
+    tables, unread = open_saved(tmp_path / "saved")
+    assert unread == []
     assert sorted(tables) == ["train", "validation"]
     assert tables["train"].classes == {"label": ("bad", "good")}
     assert rows(tables["train"]) == [("a", 0), ("b", 1), ("c", 1)]
