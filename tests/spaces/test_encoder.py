@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import itertools
 import json
 import random
 import re
@@ -363,6 +364,57 @@ def test_what_no_stock_class_can_say_is_none(host):
     free = space_of(host, name="bert_free")
     assert free.stock_model(free.architecture({**{f"layer{i:02d}.heads": 4 for i in range(4)}}), CLASSES) is not None
     assert free.stock_model(free.architecture({"layer01.mlp": 48}), CLASSES) is None
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [BASE, {**BASE, "layers": 6, "hidden": 384, "mlp": 1536}, {**BASE, "model_type": "electra", "embedding": 128}, {}],
+    ids=["base", "minilm", "projected", "small"],
+)
+def test_with_stock_only_every_point_is_a_stock_model(host, sizes):
+    space = host.create(Kind.SEARCH_SPACE, "encoder", {"teacher": sizes, "stock_only": True})
+    table = space.table()
+    assert "heads" not in table
+    assert len(table["hidden"]) > 1
+    found = set()
+    for values in itertools.product(*table.values()):
+        arch = space.architecture(dict(zip(table, values, strict=True)))
+        config = space.stock_model(arch, CLASSES).config
+        assert config["hidden_size"] // config["num_attention_heads"] == space.options.teacher.head_dim
+        found.add(arch.fingerprint)
+    assert len(found) == space.size()
+    for part in space.subspaces():
+        assert set(part.choices) == set(table)
+
+
+def test_points_of_stock_only_share_weights_and_inherit(host):
+    teacher = teacher_of()
+    space = space_of(host, teacher, stock_only=True, heads=None)
+    shared = space.supernet(CLASSES, teacher).eval()
+    ids, mask = tokens()
+    for hidden in space.table()["hidden"]:
+        arch = space.architecture({"layers": 2, "hidden": hidden})
+        student = inherited(space, arch, CLASSES, teacher)
+        assert student.shape.layers[0].heads * student.shape.head_dim == hidden
+        shared.set_arch(arch)
+        with torch.no_grad():
+            assert torch.equal(shared(ids, mask), student(ids, mask))
+            again = stock_of(space.stock_model(arch, CLASSES), student)
+            assert torch.equal(answer(again, ids, mask, "classes"), student(ids, mask))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"hidden": [20]}, "multiple of the size of a head, 12: not 20"),
+        ({"heads": [2]}, "leave out `heads`"),
+        ({"attention": ["softmax", "flow"]}, "attention is softmax, not flow"),
+        ({"teacher": {"model_type": "electra", "embedding": 24}, "hidden": [24, 48]}, "that of the embeddings, 24"),
+    ],
+)
+def test_what_contradicts_stock_only_is_refused(host, options, says):
+    with pytest.raises(ConfigError, match=says):
+        host.create(Kind.SEARCH_SPACE, "encoder", {"stock_only": True, **options})
 
 
 def test_what_the_teacher_lacks_is_left_fresh_and_said(host):
