@@ -146,7 +146,7 @@ def test_files_are_tokenised_in_constant_memory(tmp_path):
         path = path.rename(path.with_suffix(".tsv")) if path.suffix == ".txt" else path
         part = find_parts(
             str(path), toy="", validation=None, test=None, header=False, delimiter=None, asked=(),
-            choose=lambda split, table: find_columns(table, text=0, label=1),
+            choose=lambda split, table: find_columns(table, text=0, label=1), note=print,
         )["train"]  # fmt: skip
         writer = Writer(tmp_path)
         write_rows(writer, part, encoder, 64, chunk=64)
