@@ -38,10 +38,16 @@ def foreign_code(monkeypatch, tmp_path):
 
     monkeypatch.setattr("builtins.input", asked)
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    # Code of an earlier test of this process lies elsewhere, and would be found first.
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if not (Path(p) / "transformers_modules").is_dir()])
+
+    def forget():
+        for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
+            del sys.modules[name]
+
+    forget()
     yield
-    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
-        del sys.modules[name]
+    forget()
 
 
 def exported(host, case: str, root: Path, tokenizer: Path) -> Path:

@@ -52,7 +52,7 @@ def suggestions_are_points(subject: Subject) -> None:
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=subject.seed))
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=subject.seed % 2**32))
         for _ in range(6):
             trial = study.ask()
             try:
