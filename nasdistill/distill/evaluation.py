@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 
 import torch
@@ -53,7 +54,12 @@ def evaluate(model: nn.Module, task: Task, split: Split = "validation", batch_si
 
 
 def no_better_than_chance(label: str, task: Task, result: Evaluation, split: Split = "validation") -> str | None:
-    """Return a warning where a teacher scores no better than the same answer for every sample does, else None.
+    """Return a warning where a teacher scores as the same answer for every sample does, up to noise; else None.
+
+    Noise is, for a metric named ``accuracy``, two standard errors of the chance level p on n samples,
+    sqrt(p (1 - p) / n); for ``perplexity`` and ``bits_per_byte``, an information per token (log perplexity) or byte
+    within 5 % of the chance level's, since random weights are off equal probabilities by a little in either direction.
+    Of other metrics the scale is not known: there the score itself must be no better.
 
     Args:
         label: of the teacher.
@@ -62,14 +68,29 @@ def no_better_than_chance(label: str, task: Task, result: Evaluation, split: Spl
         split: which samples.
     """
     chance, metric = task.chance(split), task.metric
-    if chance is None or (result.score > chance if metric.higher_is_better else result.score < chance):
+    if chance is None:
+        return None
+    if result.score <= chance if metric.higher_is_better else result.score >= chance:
+        words = "no"
+    elif _within_noise(metric.name, result, chance):
+        words = "hardly"
+    else:
         return None
     return (
-        f"teacher {label} is no better than chance: its {split} {metric.name} is {result.score:.4f}, and the same "
+        f"teacher {label} is {words} better than chance: its {split} {metric.name} is {result.score:.4f}, and the same "
         f"answer for every sample has {chance:.4f}. Students cannot learn the task from it. Likely causes: labels in "
         "another order than the teacher's, other preprocessing than it was trained with, or a head that was never "
         "fine-tuned."
     )
+
+
+def _within_noise(metric: str, result: Evaluation, chance: float) -> bool:
+    """Return whether a score that is better than chance is so by noise alone."""
+    if metric == "accuracy":
+        return result.score - chance <= 2 * math.sqrt(max(0.0, chance * (1 - chance)) / result.n)
+    if metric == "perplexity":
+        return chance > 1 and math.log(max(result.score, 1.0)) > 0.95 * math.log(chance)
+    return metric == "bits_per_byte" and result.score > 0.95 * chance
 
 
 @contextlib.contextmanager

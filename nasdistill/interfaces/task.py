@@ -181,7 +181,8 @@ class Task(Component, ABC):
     def chance(self, split: Split) -> float | None:
         """Return the best score on a split that the same answer for every sample gets; None where that is not known.
 
-        A teacher that scores no better than that is warned of.
+        A teacher that scores no better than that is warned of; where the metric is called ``accuracy``, ``perplexity``
+        or ``bits_per_byte`` also one that is better by noise only.
         """
         return None
 
