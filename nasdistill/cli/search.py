@@ -255,6 +255,10 @@ def closing_lines(result: dict[str, Any]) -> list[str]:
         lines.append(f"Proxies against distilled scores (Spearman, n={n}): {', '.join(ranks)}.")
     lines += [f"{line[0].upper()}{line[1:]}." for line in map(failure_line, result.get("proxy_failures", ()))]
     if result["front"] and result["front"][0].get("test_score") is None:
-        lines.append("Test scores are not known yet: the run did not reach its final report.")
+        lines.append(
+            "No test scores: the test split has no labels."
+            if result.get("state") == "finished"
+            else "Test scores are not known yet: the run did not reach its final report."
+        )
     lines.append(f"Run: {result['run']} (nasdistill show {result['run']})")
     return lines

@@ -11,7 +11,7 @@
 
 from nasdistill.distill.cache import TeacherCache
 from nasdistill.distill.engine import TrainingResult, train
-from nasdistill.distill.evaluation import evaluate, no_better_than_chance
+from nasdistill.distill.evaluation import evaluate, no_better_than_chance, test_score
 from nasdistill.distill.objective import Objective
 from nasdistill.distill.recipes import StageRunner
 from nasdistill.distill.stepping import EpochReport
@@ -19,5 +19,5 @@ from nasdistill.distill.teaching import fill_cache
 
 __all__ = [
     "EpochReport", "Objective", "StageRunner", "TeacherCache", "TrainingResult", "evaluate", "fill_cache",
-    "no_better_than_chance", "train",
+    "no_better_than_chance", "test_score", "train",
 ]  # fmt: skip

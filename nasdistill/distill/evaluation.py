@@ -53,6 +53,16 @@ def evaluate(model: nn.Module, task: Task, split: Split = "validation", batch_si
     return Evaluation(score=float(score), loss=loss / count, n=count)
 
 
+def test_score(model: nn.Module, task: Task) -> float | None:
+    """Return a model's score on the test split, or None where that is empty or has no labels.
+
+    Public test splits often keep their labels to themselves: what else was found out is worth no less for that.
+    """
+    if not task.size("test") or not task.has_labels("test"):
+        return None
+    return evaluate(model, task, "test").score
+
+
 def no_better_than_chance(label: str, task: Task, result: Evaluation, split: Split = "validation") -> str | None:
     """Return a warning where a teacher scores as the same answer for every sample does, up to noise; else None.
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from nasdistill.distill import evaluate, train
+from nasdistill.distill import evaluate, test_score, train
 from nasdistill.errors import ISOLATED, NasdistillError, is_fatal, one_line
 from nasdistill.measure import count_macs
 from nasdistill.search.events import Event, Listener
@@ -130,11 +130,11 @@ def _distilled(session: Session, model: nn.Module, layers: int, keep: int, epoch
     return {"epochs": epochs, **_scores(session, result.model)}
 
 
-def _scores(session: Session, model: nn.Module) -> dict[str, float]:
+def _scores(session: Session, model: nn.Module) -> dict[str, float | None]:
     device, task = session.parts.device, session.parts.task
     return {
         "score": evaluate(model.to(device), task, "validation").score,
-        "test_score": evaluate(model, task, "test").score,
+        "test_score": test_score(model, task),
     }
 
 

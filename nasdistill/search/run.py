@@ -15,7 +15,7 @@ from typing import Any
 import optuna
 import torch
 
-from nasdistill.distill import evaluate, no_better_than_chance
+from nasdistill.distill import evaluate, no_better_than_chance, test_score
 from nasdistill.errors import NasdistillError, UsageError, is_fatal, one_line
 from nasdistill.host import Host
 from nasdistill.host.adapting import adapt_config
@@ -338,13 +338,16 @@ def finish(run: RunDirectory, session: Session, listener: Listener) -> None:
         _record_teacher(run, session)
         front = session.front()
     listener(Event("phase", "final report"))
-    listener(Event("message", f"evaluating the teacher and {many(len(front), 'student')} on the test split"))
+    if parts.task.size("test") and parts.task.has_labels("test"):
+        listener(Event("message", f"evaluating the teacher and {many(len(front), 'student')} on the test split"))
+    else:
+        listener(Event("message", "no test scores: the test split has no labels"))
     start = time.monotonic()
     tested = {str(c.number): _test_score(session, c) for c in front}
     run.write(
         "final.json",
         {
-            "teacher_test_score": evaluate(parts.teacher.model, parts.task, "test").score,
+            "teacher_test_score": test_score(parts.teacher.model, parts.task),
             "students": tested,
         },
     )
@@ -358,13 +361,12 @@ def finish(run: RunDirectory, session: Session, listener: Listener) -> None:
     shutil.rmtree(run.path / "artefacts", ignore_errors=True)
 
 
-def _test_score(session: Session, candidate: Candidate) -> float:
-    model = session.build(candidate).to(session.parts.device)
-    return evaluate(model, session.parts.task, "test").score
+def _test_score(session: Session, candidate: Candidate) -> float | None:
+    return test_score(session.build(candidate).to(session.parts.device), session.parts.task)
 
 
-def save_front_member(run: RunDirectory, session: Session, candidate: Candidate, test_score: float) -> None:
-    """Save a student with its provenance."""
+def save_front_member(run: RunDirectory, session: Session, candidate: Candidate, tested: float | None) -> None:
+    """Save a student with its provenance; `tested` is its score on the test split, None where that has no labels."""
     parts = session.parts
     arch, space = session.arch(candidate), session.space(candidate)
     objective, training = space.teaching(arch, parts.config.objective, parts.config.training)
@@ -381,7 +383,7 @@ def save_front_member(run: RunDirectory, session: Session, candidate: Candidate,
         "epochs": candidate.epochs,
         "start": session.bench.shelf.origin(candidate.start) if candidate.start else None,
         "validation": {"score": candidate.score, "loss": candidate.loss},
-        "test": {"score": test_score},
+        "test": {"score": tested},
         "cost": {"params": candidate.cost.params, "macs": candidate.cost.macs} if candidate.cost else None,
         "primary_target": session.primary_target,
         "targets": {name: report.to_json() for name, report in candidate.targets.items()},

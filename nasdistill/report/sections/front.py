@@ -133,7 +133,11 @@ def front(run: Mapping[str, Any]) -> Section:
         "student is both faster and better on validation. Outlines are the other students that were distilled in full. "
     )
     if not tested:
-        explained += "Test scores are not known yet: the run looks at the test split once, at its end."
+        explained += (
+            "There are no test scores: the test split has no labels."
+            if run["state"] == "finished"
+            else "Test scores are not known yet: the run looks at the test split once, at its end."
+        )
     return Section("The Pareto front", paragraph(explained, "note") + "".join(html), {"targets": targets})
 
 
