@@ -8,7 +8,7 @@ through its finished stages in no time and continues the one that was cut.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,7 +137,7 @@ class StageRunner:
         return self._points.get(model)
 
     def transforms_of(self, model: nn.Module) -> tuple[Applied, ...]:
-        """Return what a network went through by :meth:`transform`, first to last."""
+        """Return what a network went through by :meth:`transform`, first to last; not what left it built as it was."""
         return self._applied.get(model, ())
 
     def train(self, stage: Stage, student: nn.Module) -> StageResult:
@@ -181,7 +181,9 @@ class StageRunner:
             self._points[made.model] = self._points[student]
         options = {} if transform.options is None else transform.options.model_dump(mode="json")
         step = Applied(self._host.canonical(Kind.TRANSFORM, name), options, made.config)
-        self._applied[made.model] = (*self.transforms_of(student), step)
+        # Where the structure is as it was, there is nothing to rebuild: the weights alone say it all.
+        steps = () if structure(made.model) == structure(student) else (step,)
+        self._applied[made.model] = (*self.transforms_of(student), *steps)
         self._note("transform", name, **made.report)
         return made
 
@@ -258,6 +260,26 @@ class StageRunner:
         self.record.append({"kind": kind, "name": name, **facts})
         if self._folder is not None:
             write_json(self._folder / "recipe.json", self.record)
+
+
+def structure(model: nn.Module) -> tuple[Any, ...]:
+    """Return what a network is beside its weights, to compare two networks by.
+
+    That is every module's path, class and settings, and the shapes and types of parameters and buffers. Of a setting
+    that is no plain value its class counts, and of a collection, such as hooks, its length too.
+    """
+    modules = [(path, type(module), _settings(module)) for path, module in model.named_modules(remove_duplicate=False)]
+    tensors = [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in model.state_dict().items()]
+    return modules, tensors
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    plain = (bool, int, float, str, type(None))
+    return {
+        name: value if isinstance(value, plain) else (type(value), len(value) if isinstance(value, Sized) else None)
+        for name, value in vars(module).items()
+        if name != "training" and not isinstance(value, Tensor)
+    }
 
 
 def _loss(name: str, value: Any) -> LossConfig:

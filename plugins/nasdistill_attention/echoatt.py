@@ -24,6 +24,7 @@ Source: "EchoAtt: Attend, Copy, then Adjust for More Efficient Large Language Mo
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -134,8 +135,9 @@ class EchoAttention(ModelAttention):
     ) -> Transformed:
         """Return the converted copy.
 
-        Its `report` tells the groups, the parameters taken out, and both similarities and entropies of all layers where
-        there was calibration data. Its `config` is what :meth:`rebuild` needs.
+        Its `report` tells the groups (the `reason` where there are none), the parameters before and after, and both
+        similarities and entropies of all layers where there was calibration data. Its `config` is what :meth:`rebuild`
+        needs.
 
         Args:
             model: left unchanged. It must run ``F.scaled_dot_product_attention``.
@@ -166,6 +168,8 @@ class EchoAttention(ModelAttention):
             "groups": groups, "followers": sum(len(group) - 1 for group in groups), "parameters_before": before,
             "parameters_after": after,
         }  # fmt: skip
+        if not groups:
+            report["reason"] = self._why_none(views, layers, seen)
         if seen is not None:
             report |= {
                 "layers": seen.layers, "similarity": seen.plain(), "corrected_similarity": seen.corrected(),
@@ -195,21 +199,49 @@ class EchoAttention(ModelAttention):
             if strangers:
                 raise ConfigError(f"{self.id}: groups name the layers {strangers}; those to convert are {list(layers)}")
             return [list(group) for group in chosen.groups]
-        order = sorted(views)
-        inner = order[chosen.first : len(order) - chosen.last]
-        free = [layer for layer in sorted(layers) if layer in inner]
+        free = self._free(views, layers)
         if chosen.by == "blocks" or not free:
             return blocks(free, chosen.block)
         if seen is None:
             raise DataError(
                 f"{self.id} forms groups by similarity, and there is no calibration data", hint='Use by = "blocks".'
             )
-        matrix = seen.corrected() if chosen.corrected else seen.plain()
-        similarity = {(a, b): matrix[i][j] for i, a in enumerate(seen.layers) for j, b in enumerate(seen.layers)}
+        similarity = self._similarity(seen)
         if chosen.by == "threshold":
             return by_threshold(free, similarity, chosen.threshold, chosen.longest)
         followers = sum(len(block) - 1 for block in blocks(free, chosen.block))
         return by_dynamic(free, similarity, followers, chosen.longest)
+
+    def _free(self, views: Mapping[int, AttentionView], layers: Sequence[int]) -> list[int]:
+        """Return the layers that may share, neither among the first nor among the last."""
+        order = sorted(views)
+        inner = order[self.options.first : len(order) - self.options.last]
+        return [layer for layer in sorted(layers) if layer in inner]
+
+    def _similarity(self, seen: MapSimilarity) -> dict[tuple[int, int], float | None]:
+        matrix = seen.corrected() if self.options.corrected else seen.plain()
+        return {(a, b): matrix[i][j] for i, a in enumerate(seen.layers) for j, b in enumerate(seen.layers)}
+
+    def _why_none(self, views: Mapping[int, AttentionView], layers: Sequence[int], seen: MapSimilarity | None) -> str:
+        """Return why no layer follows another, in words."""
+        chosen, free = self.options, self._free(views, layers)
+        if chosen.groups is not None:
+            return "no group that is named has two layers"
+        if len(free) < 2:
+            return (
+                f"of {len(views)} layer{'s' * (len(views) != 1)} the first {chosen.first} and the last {chosen.last} "
+                f"keep their own maps (options first, last), which leaves {len(free)}"
+            )
+        if chosen.by != "threshold" and chosen.block < 2:
+            return "blocks are of one layer (option block)"
+        similarity = self._similarity(seen) if seen is not None else {}
+        known = [value for pair in itertools.pairwise(free) if (value := similarity.get(pair)) is not None]
+        if chosen.by == "threshold" and known:
+            return (
+                f"no two layers are alike enough (similarity at most {max(known):.3f} < {chosen.threshold:g}, "
+                "option threshold)"
+            )
+        return "no two layers can be compared"
 
 
 def map_similarity(

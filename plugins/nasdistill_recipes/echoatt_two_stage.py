@@ -16,7 +16,7 @@ hidden states normalised.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -64,7 +64,21 @@ class EchoTwoStage(Recipe):
         Raises:
             MismatchError: the model has no attention whose maps could be shared.
         """
-        made = runner.transform("echoatt", student, {"variant": self.options.share}).model
+        done = runner.transform("echoatt", student, {"variant": self.options.share})
+        runner.note(told(done.report))
+        made = done.model
         for stage in self.plan():
             made = runner.train(stage, made).student
         return made
+
+
+def told(report: Mapping[str, Any]) -> str:
+    """Return what was shared, or why nothing was, in one line."""
+    if not report["groups"]:
+        return f"echoatt: {report['reason']}; nothing is shared"
+    shared = "; ".join(
+        f"layer{'s' * (len(rest) != 1)} {', '.join(map(str, rest))} share{'s' * (len(rest) == 1)} the attention of "
+        f"layer {leader}"
+        for leader, *rest in report["groups"]
+    )
+    return f"echoatt: {shared}; {report['parameters_before']:,} parameters before, {report['parameters_after']:,} after"

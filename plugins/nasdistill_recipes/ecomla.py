@@ -66,5 +66,11 @@ class EcoMLA(Recipe):
         if self.options.teacher == ITSELF:
             before = copy.deepcopy(student)
             runner.register_teacher(ITSELF, SingleTeacher(before, label=ITSELF, fingerprint=model_hash(before)))
-        made = runner.transform("mla_upcycle", student, self.options.convert).model
-        return runner.train(self.plan()[0], made).student
+        done = runner.transform("mla_upcycle", student, self.options.convert)
+        old, new = (sum(parameter.numel() for parameter in one.parameters()) for one in (student, done.model))
+        count = len(done.report["layers"])
+        runner.note(
+            f"ecomla: {count} layer{'s' * (count != 1)} converted to latent attention, a cache of "
+            f"{done.report['cache_share']:.1%} of before; {old:,} parameters before, {new:,} after"
+        )
+        return runner.train(self.plan()[0], done.model).student
