@@ -49,8 +49,9 @@ def run(args: argparse.Namespace) -> int:
     config = _config(args)
     host = load_host(args, disable=config.plugins.disable)
     diagnostic: Diagnostic = host.create(Kind.DIAGNOSTIC, args.name, dict(map(parse_setting, args.set)))
+    diagnostic.check()
     config = adapt_config(config, host)
-    # Found before the teacher is opened: a typing error should not wait for a training.
+    # Like the check, found before the teacher is opened: a typing error should not wait for a training.
     students = {text: find_student(text, host=host) for text in args.students}
     parts = open_parts(create_components(config, host), config, message=info)
     models = {"teacher": parts.teacher.model}

@@ -37,6 +37,16 @@ class Finding:
 class Diagnostic(Component, ABC):
     """A look at models and data; changes nothing."""
 
+    def check(self) -> None:
+        """Refuse options with which :meth:`examine` cannot work; asked before models and data are opened.
+
+        By default there is nothing to refuse. For what lies outside of the options, such as runs that are read.
+
+        Raises:
+            NasdistillError: names what is wrong.
+        """
+        return None
+
     @abstractmethod
     def examine(self, models: Mapping[str, nn.Module], task: Task, batches: Sequence[Batch], tracer: Tracer) -> Finding:
         """Return the finding.

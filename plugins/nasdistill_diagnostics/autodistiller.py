@@ -26,10 +26,11 @@ import itertools
 import math
 import random
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import nn
 
 import nasdistill
@@ -53,13 +54,18 @@ Row = dict[str, Any]
 class AutoDistillerOptions(ComponentOptions):
     """Where the rows come from, and how many pipelines to name."""
 
-    runs: tuple[str, ...] = Field((), description="Finished runs to learn from.")
+    runs: tuple[str, ...] = Field((), description="Finished runs to learn from; one may stand without brackets.")
     records: tuple[dict[str, str | float | int | None], ...] = Field(
         (), description="Further rows: factors, features and `ratio`."
     )
     recommend: int = Field(5, ge=1, description="How many pipelines to name.")
     trees: int = Field(200, ge=10, le=5000, description="Trees of the forest.")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the trees and shuffles.")
+
+    @field_validator("runs", mode="before")
+    @classmethod
+    def _one_run(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
 
 def rows_of(run: Any) -> list[Row]:
@@ -224,6 +230,16 @@ def _score(teacher: nn.Module | None, task: Task) -> float | None:
     return score if math.isfinite(score) else None
 
 
+def _doubt(runs: Sequence[str]) -> str:
+    """Return what to think of runs whose teacher was at chance; nothing where there is none."""
+    if not runs:
+        return ""
+    return (
+        f" Warning: the teacher of {', '.join(runs)} was hardly or no better than chance. How its students compare "
+        "with it says nothing of the pipelines, and may be far above 1: leave these runs out."
+    )
+
+
 class AutoDistiller(Diagnostic):
     """See the module's text; the teacher is evaluated, other models are only counted; the task is the new one."""
 
@@ -243,15 +259,16 @@ class AutoDistiller(Diagnostic):
         ),
     )  # fmt: skip
 
-    def examine(self, models: Mapping[str, nn.Module], task: Task, batches: Sequence[Batch], tracer: Tracer) -> Finding:
-        """Return importance and recommendations; see :class:`Diagnostic`.
-
-        Raises:
-            UsageError: fewer than 10 students were distilled in the runs given, or all in the same way.
-        """
+    @cached_property
+    def _learned_from(self) -> tuple[list[Row], list[str]]:
+        """The rows, and the runs whose teacher was warned of as being at chance."""
         rows: list[Row] = [dict(row) for row in self.options.records]
+        at_chance = []
         for path in self.options.runs:
-            rows += rows_of(nasdistill.load_run(path))
+            run = nasdistill.load_run(path)
+            rows += rows_of(run)
+            if run.teacher.get("warning"):
+                at_chance.append(path)
         if len(rows) < 10 or not any(len({row.get(name) for row in rows}) > 1 for name in FACTORS):
             raise UsageError(
                 f"{self.id}: {len(rows)} distilled students are too few to learn from, it takes 10"
@@ -259,6 +276,23 @@ class AutoDistiller(Diagnostic):
                 else f"{self.id}: all {len(rows)} students were distilled alike; there is no choice to learn about",
                 hint='Give runs of the space kd_pipeline: --set runs=\'["runs/a", "runs/b"]\'.',
             )
+        return rows, at_chance
+
+    def check(self) -> None:
+        """Read the runs, and refuse those that nothing can be learned from; see :class:`Diagnostic`.
+
+        Raises:
+            UsageError: a run is not there, fewer than 10 students were distilled in all, or all in the same way.
+        """
+        self._learned_from  # noqa: B018  (read once, and kept for `examine`)
+
+    def examine(self, models: Mapping[str, nn.Module], task: Task, batches: Sequence[Batch], tracer: Tracer) -> Finding:
+        """Return importance and recommendations; see :class:`Diagnostic`.
+
+        Raises:
+            UsageError: fewer than 10 students were distilled in the runs given, or all in the same way.
+        """
+        rows, at_chance = self._learned_from
         trees, seed = self.options.trees, self.options.seed
         grown, correlation = importance(rows, trees=trees, seed=seed)
         model = Model(rows, trees=trees, seed=seed)
@@ -297,6 +331,7 @@ class AutoDistiller(Diagnostic):
             text=(
                 f"Learned from {len(rows)} students; predicted and true ratios of held-out students agree with a rank "
                 f"correlation of {correlation:+.2f}. Train the recommended pipelines: a prediction is no result."
+                + _doubt(at_chance)
                 + ("" if own is not None else f" The teacher's score on this task is not known; {usual:.4f} was taken.")
             ),
         )

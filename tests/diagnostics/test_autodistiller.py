@@ -110,7 +110,7 @@ def test_runs_are_read_and_the_command_prints_what_was_learned(host, tmp_path, c
         search__strategy_options={"epochs": 1}, search__trials=16,
     )  # fmt: skip
     run_search(config, tmp_path / "run", host=host)
-    settings = [f'runs=["{tmp_path / "run"}"]', "trees=10", "recommend=3"]
+    settings = [f"runs={tmp_path / 'run'}", "trees=10", "recommend=3"]
     arguments = [part for text in settings for part in ("--set", text)]
     code = main(
         ["diagnose", "autodistiller", *arguments, "--teacher", "timm:test_resnet", "--data", str(data), "--json",
@@ -120,10 +120,24 @@ def test_runs_are_read_and_the_command_prints_what_was_learned(host, tmp_path, c
     assert code == 0
     assert list(found) == ["diagnostic", "values", "tables", "figures", "text"]  # as docs/contracts.md says
     assert found["values"]["rows"] >= 10
+    assert (
+        f"the teacher of {tmp_path / 'run'} was hardly or no better than chance" in found["text"]
+    )  # its weights are random
     assert len(found["tables"]["recommended"]) == 3
     assert {row["factor"] for row in found["tables"]["importance"]} <= set(FACTORS)
     assert (tmp_path / "out" / "importance.html").is_file()
     assert json.loads((tmp_path / "out" / "finding.json").read_text()) == found
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [((), "0 distilled students are too few"), (("--set", "runs=no/such/run"), "no/such/run")],
+)
+def test_runs_are_read_before_the_teacher_is_opened(settings, message, capsys):
+    assert main(["diagnose", "autodistiller", *settings, "--teacher", "timm:test_resnet"]) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert "random weights" not in told, "the teacher was opened"
 
 
 def test_a_student_that_is_not_there_is_told_before_the_teacher_is_opened(capsys):
