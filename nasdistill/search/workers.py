@@ -17,6 +17,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -265,6 +267,7 @@ def _settle(orders: Orders) -> None:
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     os.close(descriptor)
+    _share_no_locks()
 
     def watch() -> None:
         while os.getppid() == orders.parent:
@@ -272,6 +275,17 @@ def _settle(orders: Orders) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="parent watch").start()
+
+
+def _share_no_locks() -> None:
+    """Give progress bars (tqdm: teachers and tokenizers that load) a lock of this process alone.
+
+    Theirs is a named semaphore, known to the parent's resource tracker. A worker is ended from outside and never gives
+    it back, so that the tracker would complain of leaks on the user's terminal when the search ends.
+    """
+    if find_spec("tqdm") is not None:
+        bars: Any = import_module("tqdm")
+        bars.tqdm.set_lock(threading.RLock())
 
 
 def _ready(orders: Orders) -> int:

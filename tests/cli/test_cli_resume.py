@@ -34,6 +34,7 @@ def test_a_search_on_a_worker_is_interrupted_and_resumed(cli_here, tmp_path):
                 os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C does: the whole group hears it
     assert process.returncode == 130, "".join(said)
     assert "nasdistill resume run goes on" in said[-1]
+    assert "leaked" not in "".join(said)  # resource_tracker's complaint, after the last word
     shown = cli_here("show", "run")
     assert "State: interrupted; nasdistill resume run goes on." in shown.stdout
     shutil.move(tmp_path / "run", tmp_path / "moved")

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from toys_search import outcome, resumable, write_digits
 from nasdistill.host import Host
 from nasdistill.search.run import run_search
 from nasdistill.search.work import Job, Outcome, StopSearch, Workbench
-from nasdistill.search.workers import Orders, Workers, _death
+from nasdistill.search.workers import Orders, Workers, _death, _share_no_locks
 from nasdistill.spec.architecture import Architecture
 from nasdistill.store import RunDirectory
 
@@ -121,3 +122,17 @@ def test_an_outcome_says_how_a_process_ended():
     assert _death(RuntimeError("The exit codes of the workers are {EXIT(3)}")) == "process ended by itself: EXIT(3)"
     assert _death(ValueError("odd")).startswith("process lost: ValueError")
     assert Outcome().failure is None
+
+
+def test_progress_bars_of_a_worker_take_no_semaphore_that_its_end_would_leak(tmp_path, monkeypatch):
+    bars = pytest.importorskip("tqdm").tqdm
+    monkeypatch.setattr(bars, "_lock", None, raising=False)  # as it was, afterwards
+
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("a named semaphore")
+
+    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", refuse)
+    _share_no_locks()
+    with (tmp_path / "bar.txt").open("w") as file:
+        assert list(bars(range(2), file=file)) == [0, 1]
+    assert isinstance(bars.get_lock(), type(threading.RLock()))
