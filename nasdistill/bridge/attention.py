@@ -284,7 +284,8 @@ def convert_attention(
     try:
         views = attention_views(model, run, layers=layers)
     except MismatchError as error:
-        raise MismatchError(f"attention variant {name!r} cannot convert {error.message}", hint=error.hint) from None
+        text = f"attention variant {name!r} cannot convert {error.message}"
+        raise type(error)(text, hint=error.hint) from None
     variant = factory.create(Kind.ATTENTION, name, dict(options) if options is not None else None)
     return cast("Transformed", variant.convert(model, views, sorted(views), list(calibration)))
 

@@ -61,6 +61,10 @@ _MAX_PREFIX = 8
 _TABLES = ("inv_freq", "cos", "sin")
 
 
+class NoAttentionError(MismatchError):
+    """A model's forward holds no attention at all."""
+
+
 def attention_views(
     model: nn.Module, run: Run, *, layers: Iterable[int] | None = None, cross: bool = False
 ) -> dict[int, AttentionView]:
@@ -109,7 +113,10 @@ def call_records(done: DryRun, model: nn.Module) -> list[list[CallRecord]]:
             "call to scaled_dot_product_attention to read q, k and v from",
             hint="Only attention that runs as a fused call can be viewed or replaced.",
         )
-    raise MismatchError(f"{name} made no attention call in its forward")
+    raise NoAttentionError(
+        f"{name} made no attention call in its forward",
+        hint="Choose a network with attention: a transformer of text, or a vision transformer.",
+    )
 
 
 def view_output(

@@ -2,7 +2,8 @@
 
 The folder holds the request (``distill.json``), a checkpoint while the training goes on, and at the end a saved student
 with ``result.json``. The same request on the same folder goes on from the checkpoint, to the same numbers; another
-request is refused. Under ``accelerate launch`` the processes share every batch, and the first one writes.
+request is refused. A folder whose first call is refused before anything was trained is taken away again, so that the
+mended request finds it free. Under ``accelerate launch`` the processes share every batch, and the first one writes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import nn
 
 from nasdistill.distill import StageRunner, TrainingResult, evaluate, no_better_than_chance, train
 from nasdistill.distill.stepping import EpochReport
-from nasdistill.errors import MismatchError, UsageError
+from nasdistill.errors import MismatchError, NasdistillError, TrialFailure, UsageError
 from nasdistill.files import cache_folder, read_json, write_json
 from nasdistill.host import Host
 from nasdistill.interfaces import Recipe, SearchSpace
@@ -115,7 +116,7 @@ def distill_architecture(
     if finished is not None:
         message(f"{out} is finished already; nothing was trained")
         return finished
-    with _processes(choose_device(request.config.training.device)) as processes:
+    with _processes(choose_device(request.config.training.device)) as processes, _tidied(out, processes):
         tell = message if processes.first else lambda text: None
         if recipe is not None and processes.count > 1:
             raise UsageError("a recipe runs in one process", hint="Leave `accelerate launch` away.")
@@ -215,6 +216,27 @@ def distill_architecture(
         shutil.rmtree(out / STAGES, ignore_errors=True)
         processes.wait()
     return {**result, "student": str(out)}
+
+
+@contextlib.contextmanager
+def _tidied(out: Path, processes: _Processes) -> Iterator[None]:
+    """Take away what was begun in `out` where it is refused, as parts do not fit, before any weights are kept.
+
+    What stood there before stays, and so does a training that went wrong by its numbers: the same request may go on.
+    """
+    mine = processes.first and not (out / "distill.json").exists()
+    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        yield
+    except NasdistillError as error:
+        wrong_numbers = isinstance(error, TrialFailure) and error.reason != "mismatch"
+        if mine and not wrong_numbers and not any(out.rglob("*.safetensors")):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(out / STAGES, ignore_errors=True)
+                (out / "distill.json").unlink(missing_ok=True)
+                for folder in missing:
+                    folder.rmdir()
+        raise
 
 
 def _judge_teacher(parts: Parts, tell: Callable[[str], None]) -> None:

@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import nn
 
 from nasdistill.interfaces import Example, Recipe, RecipeRunner, Stage
-from nasdistill_recipes._stages import StageOptions
+from nasdistill_recipes._stages import StageOptions, converted
 
 ENCODER = {"model": "nasdistill.testing.kit.attention:SmallEncoder"}
 LOSSES = {"task": 1.0, "kd": {"temperature": 1.0}, "hidden": {"normalise": True}}
@@ -64,7 +64,7 @@ class EchoTwoStage(Recipe):
         Raises:
             MismatchError: the model has no attention whose maps could be shared.
         """
-        done = runner.transform("echoatt", student, {"variant": self.options.share})
+        done = converted(runner, "echoatt", student, {"variant": self.options.share})
         runner.note(told(done.report))
         made = done.model
         for stage in self.plan():

@@ -24,7 +24,7 @@ from torch import nn
 
 from nasdistill.interfaces import Example, Recipe, RecipeRunner, SingleTeacher, Stage
 from nasdistill.weights import model_hash
-from nasdistill_recipes._stages import StageOptions
+from nasdistill_recipes._stages import StageOptions, converted
 
 ITSELF = "self"
 ENCODER = {"model": "nasdistill.testing.kit.attention:SmallEncoder"}
@@ -66,7 +66,7 @@ class EcoMLA(Recipe):
         if self.options.teacher == ITSELF:
             before = copy.deepcopy(student)
             runner.register_teacher(ITSELF, SingleTeacher(before, label=ITSELF, fingerprint=model_hash(before)))
-        done = runner.transform("mla_upcycle", student, self.options.convert)
+        done = converted(runner, "mla_upcycle", student, self.options.convert)
         old, new = (sum(parameter.numel() for parameter in one.parameters()) for one in (student, done.model))
         count = len(done.report["layers"])
         runner.note(

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,10 +18,11 @@ import nasdistill
 from nasdistill.errors import MismatchError, UsageError
 from nasdistill.files import read_json, write_json
 from nasdistill.host import Host
+from nasdistill.library import training
 from nasdistill.library.training import CHECKPOINT, Distillation, distill_architecture
 from nasdistill.spec.architecture import Architecture
 from nasdistill.spec.component import Kind
-from nasdistill.spec.config import parse_config
+from nasdistill.spec.config import ComponentConfig, parse_config
 
 
 @pytest.fixture(autouse=True)
@@ -127,6 +129,46 @@ def test_it_starts_from_a_student(host, data, tmp_path):
     foreign = wanted(host, data, epochs=1, params={"width": 8, "stages": 1}, init=first, space="resnet_s0")
     with pytest.raises(MismatchError, match="cannot start architecture"):
         distill_architecture(foreign, tmp_path / "foreign", host=host)
+
+
+def refused(host, data, out, recipe, options, *, space="conv_vit", params=None):
+    request = wanted(host, data, space=space, params=params)
+    recipe = ComponentConfig(name=recipe, options=options)
+    request = replace(request, config=request.config.model_copy(update={"recipe": recipe}))
+    with pytest.raises(UsageError) as caught:
+        distill_architecture(request, out, host=host)
+    return request, caught.value
+
+
+def test_a_request_that_is_refused_leaves_no_folder(host, data, tmp_path):
+    out = tmp_path / "bad" / "d4"
+    softmax = {"width": 32, "depth": 1, "block00.attention": "softmax", "block00.heads": 1}
+    request, _ = refused(host, data, out, "ecomla", {"convert": {"kv_rank": 100000}}, params=softmax)
+    assert not out.parent.exists()
+    out.mkdir(parents=True)
+    refused(host, data, out, "ecomla", {"teacher": "hf:./nope"}, params=softmax)
+    assert out.is_dir(), "it was there before"
+    assert not any(out.iterdir())
+    _, error = refused(host, data, out, "ecomla", {}, space="resnet_s0", params={"width": 8, "stages": 1})
+    assert error.message == "ResNetS0Net made no attention call in its forward"
+    assert "encoder, decoder, vit and conv_vit" in error.hint
+    assert not any(out.iterdir())
+    # What another call began stays, whatever becomes of this one.
+    write_json(out / "distill.json", request.to_json())
+    refused(host, data, out, "ecomla", {"convert": {"kv_rank": 100000}}, params=softmax)
+    assert read_json(out / "distill.json") == request.to_json()
+
+
+def test_a_training_that_is_refused_at_its_end_stays(host, data, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise UsageError("no test")
+
+    # The teacher is the first that is judged, so it is left out.
+    monkeypatch.setattr(training, "_judge_teacher", lambda *_: None)
+    monkeypatch.setattr(training, "evaluate", refuse)
+    with pytest.raises(UsageError, match="no test"):
+        distill_architecture(wanted(host, data, epochs=1), tmp_path / "out", host=host)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [CHECKPOINT, "distill.json"]
 
 
 # ---- the commands ---------------------------------------------------------------------------------------------------
