@@ -136,7 +136,7 @@ class TextClassification(TextTask):
             stores[split] = store_of(folder, key, make, note)
         named = {name for part in parts.values() for table in part.tables for name in table.classes.items()}
         self._classes = self._order(stores["train"], parts["train"], named)
-        labels = {split: self._numbers(store, parts[split].origin) for split, store in stores.items()}
+        labels = {split: self._numbers(split, store, parts[split].origin) for split, store in stores.items()}
         for split, store in list(stores.items()):
             if labels[split] is None and "cells" in store.arrays:
                 if split == "train":
@@ -206,6 +206,8 @@ class TextClassification(TextTask):
         given = self.options.classes
         if given is None:
             return tuple(own or sorted(values, key=int if whole else None))
+        if "-1" not in given:
+            values = [value for value in values if not is_unknown(value)]  # told of later, with their number
         if set(values) <= set(given):
             return tuple(given)
         if whole and all(0 <= int(value) < len(given) for value in values):  # positions, as many data sets have them
@@ -218,7 +220,7 @@ class TextClassification(TextTask):
             hint="Rename the labels, number them in the order of the classes, or use a teacher of these classes.",
         )
 
-    def _numbers(self, store: Store, origin: str) -> NDArray[np.int64] | None:
+    def _numbers(self, split: Split, store: Store, origin: str) -> NDArray[np.int64] | None:
         """Return the labels ``(n,)`` of a store's rows as positions among the classes; None where none is known."""
         if "cells" not in store.arrays:
             return None
@@ -228,9 +230,15 @@ class TextClassification(TextTask):
             return None
         strange = sorted({name for name in names if name not in position})
         if strange:
+            count = int(np.isin(store.arrays["cells"], [i for i, x in enumerate(names) if x not in position]).sum())
+            rows = f"{count} of {len(store.arrays['cells'])} labels"
+            hint = f"Remove these rows from the {split} data: every text there needs a label that is known."
+            if split == "test":
+                hint = "Remove these rows from the test data, or give all of it without labels (or with -1 for each)."
+            if all(map(is_unknown, strange)):
+                raise DataError(f"{origin}: {rows} are -1, which says that they are not known", hint=hint)
             raise DataError(
-                f"{origin}: label(s) {_listed(strange)} are not among the classes {_listed(self._classes)}",
-                hint="Where such a label means `not known`, leave the column of labels out of the test file.",
+                f"{origin}: {rows} are not among the classes {_listed(self._classes)}: {_listed(strange)}", hint=hint
             )
         found: NDArray[np.int64] = np.array([position[name] for name in names])[store.arrays["cells"]]
         return found

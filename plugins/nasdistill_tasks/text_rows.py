@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from nasdistill.errors import DataError
 from nasdistill.interfaces.task import Split
+from nasdistill_tasks.sources import SPLIT_NAMES
 from nasdistill_tasks.text_files import find_files
 from nasdistill_tasks.text_store import Writer
 from nasdistill_tasks.text_tables import SUFFIXES, Columns, Table, is_saved, open_saved, open_table
@@ -124,6 +126,8 @@ def find_parts(
         if unread:
             names = ", ".join(map(repr, unread))
             note(f"{data}: not read: {names}; validation_data and test_data may name splits of a saved data set")
+            for text in _instead(data, unread, set(found)):
+                note(text)
     else:
         for name, given_files in find_files(data, suffixes, toy=toy, validation=validation, test=test).items():
             tables = [open_table(p, header=header, delimiter=delimiter, asked=asked) for p in given_files]
@@ -288,6 +292,18 @@ def unknown_note(origin: str, split: Split, what: str) -> str:
     if split == "test":
         return told + "it counts as a test split without labels, and nothing is scored on it"
     return told + f"it is left out, and {split} data are taken from the training data"
+
+
+def _instead(data: str, unread: Sequence[str], found: Set[Split]) -> Iterator[str]:
+    """Yield what to tell where a split is cut out of train though the data set has one whose name begins like it."""
+    split: Split
+    for split in ("validation", "test"):
+        alike = [name for name in unread if SPLIT_NAMES.get(re.split(r"[^a-z]", name.lower())[0]) == split]
+        if alike and split not in found:
+            yield (
+                f"{data} has no split {split!r}, so {split} data are taken from train; to use {alike[0]!r}: "
+                f"--set task.options.{split}_data={alike[0]}"
+            )
 
 
 def _chunks(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nasdistill.errors import DataError, MissingExtraError, did_you_mean, one_line
+from nasdistill.files import read_json
 from nasdistill.interfaces.task import Split
 from nasdistill_tasks.sources import SPLIT_NAMES
 
@@ -103,6 +104,7 @@ class Table:
         if column in self.columns:
             return self.columns.index(str(column))
         close = did_you_mean(column, self.columns) if isinstance(column, str) else ""
+        close = close if close.startswith("Did") else ""  # all columns are listed anyway
         raise DataError(
             f"{self.origin} has no column {column!r} ({what}_column); it has {self.shown()}. {close}".rstrip(". ")
             + ".",
@@ -195,16 +197,21 @@ def open_saved(folder: Path, given: Mapping[Split, str] | None = None) -> tuple[
             hint="pip install 'nasdistill[data]'",
         ) from error
     try:
-        loaded = datasets.load_from_disk(str(folder))
+        named: dict[str, Any] = {
+            name: datasets.load_from_disk(str(part)) if read_json(part / "state.json")["_data_files"] else ()
+            for name, part in _saved_splits(folder).items()
+        }
     except Exception as error:  # pyarrow and datasets raise many kinds
         raise DataError(f"cannot read {folder}: {one_line(error)}") from error
-    named = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
     chosen = {name: split for split, name in (given or {}).items()}
     if len(chosen) < len(given or {}):
         raise DataError(f"{folder}: split {next(iter(chosen))!r} is named twice")
     absent = sorted(set(chosen) - set(named))
     if absent:
         raise DataError(f"{folder} has no split {absent[0]!r}; it has {', '.join(map(repr, named)) or 'nothing'}")
+    empty = [name for name, data in named.items() if not len(data) and (name in chosen or name.lower() == "train")]
+    if empty:
+        raise DataError(f"{folder}: split {empty[0]!r} has no rows", hint="Save it again with its rows.")
     tables: dict[Split, Table] = {}
     unread = []
     for name, data in named.items():
@@ -220,6 +227,15 @@ def open_saved(folder: Path, given: Mapping[Split, str] | None = None) -> tuple[
     if "train" not in tables:
         raise DataError(f"{folder} has no rows in a split 'train'; it has {', '.join(map(repr, named)) or 'nothing'}")
     return tables, unread
+
+
+def _saved_splits(folder: Path) -> dict[str, Path]:
+    """Return the folders of the splits that ``datasets`` saved. It writes no rows of an empty one, and then it cannot
+    open the whole.
+    """
+    if not (folder / "dataset_dict.json").is_file():
+        return {"train": folder}
+    return {name: folder / name for name in read_json(folder / "dataset_dict.json")["splits"]}
 
 
 def find_columns(

@@ -166,3 +166,38 @@ def test_unknown_training_labels_are_named(tmp_path):
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved")
     with pytest.raises(DataError, match="all labels are -1, which says that they are not known"):
         prepared(TextClassification, tmp_path / "cache", data=str(tmp_path / "saved"))
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_few_unknown_labels_are_counted_and_the_split_is_named(tmp_path, split):
+    for name, size in SIZES.items():
+        rows = [f"text {i}\t{-1 if name == split and i < 2 else i % 2}" for i in range(size)]
+        (tmp_path / f"{name}.tsv").write_text("\n".join(["text\tlabel", *rows, ""]))
+    with pytest.raises(DataError, match=rf"{split}.tsv: 2 of {SIZES[split]} labels are -1") as caught:
+        prepared(TextClassification, tmp_path / "cache", data=str(tmp_path), classes=["no", "yes"])
+    assert f"Remove these rows from the {split} data" in str(caught.value.hint)
+    assert ("without labels" in str(caught.value.hint)) == (split == "test")
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_what_is_taken_from_train_though_there_is_more_is_said(tmp_path, kind):
+    data = saved(tmp_path / "saved", kind, {"validation": "validation_matched"})
+    said: list[str] = []
+    prepared(kind, tmp_path / "cache", said.append, data=data)
+    (told,) = [text for text in said if "taken from train" in text]
+    assert "has no split 'validation', so validation data are taken from train" in told
+    assert told.endswith("--set task.options.validation_data=validation_matched")
+
+
+def test_an_empty_split_of_a_saved_data_set_is_named_or_left_out(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    parts = {s: datasets.Dataset.from_dict(columns(TextClassification, s, n)) for s, n in SIZES.items()}
+    datasets.DatasetDict({**parts, "train": parts["train"].select([])}).save_to_disk(tmp_path / "a")
+    with pytest.raises(DataError, match="a: split 'train' has no rows"):
+        prepared(TextClassification, tmp_path / "cache", data=str(tmp_path / "a"))
+    datasets.DatasetDict({**parts, "test": parts["test"].select([])}).save_to_disk(tmp_path / "b")
+    task = prepared(TextClassification, tmp_path / "cache", data=str(tmp_path / "b"))
+    assert {text.split()[0] for text in texts(task, "test")} == {"train"}
+    with pytest.raises(DataError, match="b: split 'test' has no rows"):
+        prepared(TextClassification, tmp_path / "cache", data=str(tmp_path / "b"), test_data="test")
