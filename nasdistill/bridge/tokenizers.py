@@ -150,12 +150,13 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, padding_sid
     settle_tokenizer(folder, padding_side)
 
 
-def settle_tokenizer(folder: Path, padding_side: Side) -> None:
-    """Set where a saved tokenizer fills up, and drop how it was once loaded; nothing where there is none.
+def settle_tokenizer(folder: Path, padding_side: Side, *, types: bool = True) -> None:
+    """Set what a saved tokenizer gives, and drop how it was once loaded; nothing where there is none.
 
     Args:
         folder: holds ``tokenizer_config.json``.
         padding_side: for the model that is served with it.
+        types: that model takes ``token_type_ids``, so they stay where the tokenizer gives any.
     """
     try:
         known = read_json(folder / CONFIG)
@@ -164,6 +165,8 @@ def settle_tokenizer(folder: Path, padding_side: Side) -> None:
     if not isinstance(known, dict):
         return
     told = {name: value for name, value in known.items() if name not in LOADED} | {"padding_side": padding_side}
+    if not types:
+        told["model_input_names"] = ["input_ids", "attention_mask"]
     if told != known:
         write_json(folder / CONFIG, told)
 

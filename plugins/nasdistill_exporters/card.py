@@ -56,14 +56,16 @@ def _usage(request: ExportRequest, head: HfHead, preprocessing: Mapping[str, Any
         code = [f"from transformers import {names}", "", 'folder = "path/to/this/folder"', f"model = {opening}"]
         if known:
             code += [f"tokenizer = AutoTokenizer.from_pretrained(folder{trusted})"]
-            code += ['inputs = tokenizer(["a text", "another one"], padding=True, return_tensors="pt")']
+            texts = '["a text", "another one"]'
+            if preprocessing.get("pairs"):
+                texts += ', ["what goes with it", "its partner"]'  # the second texts
+            code += [f'inputs = tokenizer({texts}, padding=True, return_tensors="pt")']
         else:
             length = request.io.shape[0]
             code += [f"ids = torch.zeros(1, {length}, dtype=torch.long)  # of the tokenizer that was trained with"]
             code += ['inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}']
-        call = 'inputs["input_ids"], attention_mask=inputs["attention_mask"]'
         if known and request.io.head == "causal_lm":
-            code += [f"made = model.generate({call}, max_new_tokens=8)"]
+            code += ["made = model.generate(**inputs, max_new_tokens=8)"]
             code += ["texts = tokenizer.batch_decode(made, skip_special_tokens=True)"]
             after = "\n\nThe tokenizer fills up on the left, as `generate` needs it when several texts share a batch."
             if not trust:
@@ -72,7 +74,7 @@ def _usage(request: ExportRequest, head: HfHead, preprocessing: Mapping[str, Any
                     'set `tokenizer.padding_side = "right"` before.'
                 )
         else:
-            code += [f"outputs = model({call})"]
+            code += ["outputs = model(**inputs)"]
             code += (
                 ["embeddings = outputs.pooler_output" if trust else "hidden = outputs.last_hidden_state"]
                 if (request.io.head == "embedding")

@@ -43,10 +43,20 @@ def write_text_files(request: ExportRequest, *, stock: bool) -> list[str]:
             notes.append(f"the tokenizer {source} cannot be read here, so the folder has none: {one_line(error)}")
     if request.io.head == "embedding":
         _write_pooling(request, known.get("max_length"))
-    settle_tokenizer(request.folder, padding_side(request))
+    settle_tokenizer(request.folder, padding_side(request), types=_takes_types(request, stock))
     if request.io.head == "causal_lm":
         _write_generation(request, str(request.assets or source or ""), stock)
     return notes
+
+
+def _takes_types(request: ExportRequest, stock: bool) -> bool:
+    """Return whether the written model tells a pair's texts apart, by its ``config.json``.
+
+    Others must not be given ``token_type_ids``: GPT-2 looks them up among its words, DistilBERT does not know the name,
+    and RoBERTa's table has one row. Code of its own takes the name, and is believed where it does not say how many.
+    """
+    config: dict[str, Any] = read_json(request.folder / "config.json")
+    return int(config.get("type_vocab_size", 0 if stock else 2)) > 1
 
 
 def _write_generation(request: ExportRequest, source: str, stock: bool) -> None:

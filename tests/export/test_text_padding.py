@@ -50,8 +50,8 @@ def foreign_code(monkeypatch, tmp_path):
     forget()
 
 
-def exported(host, case: str, root: Path, tokenizer: Path) -> Path:
-    """Export a student whose weights no initialisation gives; return its folder."""
+def exported(host, case: str, root: Path, tokenizer: Path) -> tuple[Path, torch.nn.Module]:
+    """Export a student whose weights no initialisation gives; return its folder and its network."""
     name, params, options, head = CASES[case]
     vocabulary = VOCABULARY if name == "encoder" else None
     space = host.create(Kind.SEARCH_SPACE, name, options)
@@ -62,13 +62,13 @@ def exported(host, case: str, root: Path, tokenizer: Path) -> Path:
     ids = torch.arange(10)[None] % vocabulary
     folder = root / case
     folder.mkdir()
-    provenance = {"task": {"preprocessing": {"tokenizer": str(tokenizer), "padding_side": "right"}}}
-    request = ExportRequest(
-        scramble(space.build(arch, io)), arch, io, (ids, torch.ones_like(ids)), provenance, folder, space, case
-    )
+    told = {"tokenizer": str(tokenizer), "padding_side": "right", "pairs": head == "classes"}
+    provenance = {"task": {"preprocessing": told}}
+    model = scramble(space.build(arch, io))
+    request = ExportRequest(model, arch, io, (ids, torch.ones_like(ids)), provenance, folder, space, case)
     facts = host.create(Kind.EXPORTER, "hf").export(request)
     assert (facts["stock"] is not None) == case.startswith("stock"), case
-    return folder
+    return folder, model
 
 
 @pytest.mark.slow
@@ -78,8 +78,10 @@ def test_a_batch_gives_what_its_texts_give_alone(host, tmp_path, foreign_code):
     for case, (*_, head) in CASES.items():
         language = head == "causal_lm"
         wrong = "right" if language else "left"
-        declared.write_text(json.dumps({**json.loads(declared.read_text()), "padding_side": wrong}))
-        folder = exported(host, case, tmp_path, tokenizer)
+        gives = ["input_ids", "token_type_ids", "attention_mask"]
+        settings = {**json.loads(declared.read_text()), "padding_side": wrong, "model_input_names": gives}
+        declared.write_text(json.dumps(settings))
+        folder, student = exported(host, case, tmp_path, tokenizer)
         written = json.loads((folder / "tokenizer_config.json").read_text())
         assert not {"local_files_only", "is_local"} & written.keys(), case
         # What the README says, as it stands there.
@@ -90,6 +92,15 @@ def test_a_batch_gives_what_its_texts_give_alone(host, tmp_path, foreign_code):
         exec(code.replace("path/to/this/folder", str(folder)), names)
         model, opened = names["model"], names["tokenizer"]
         assert opened.padding_side == written["padding_side"] == ("left" if language else "right")
+        inputs = names["inputs"]
+        assert ("token_type_ids" in inputs) == (case != "stock-gpt2")  # which would look them up among its words
+        if not language:
+            assert inputs["token_type_ids"].any()
+            with torch.no_grad():
+                expected = student(**inputs)
+                assert torch.allclose(names["logits"], expected, atol=1e-6), case
+                untyped = student(inputs["input_ids"], inputs["attention_mask"])
+            assert (untyped - expected).abs().max() > 1e-4, case
         batch = opened(TEXTS, padding=True, return_tensors="pt")
         ids, mask = batch["input_ids"], batch["attention_mask"]
         assert mask.sum(1).unique().numel() == 3
