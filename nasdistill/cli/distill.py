@@ -81,8 +81,13 @@ def run(args: argparse.Namespace) -> int:
     name = student_name(args.arch, host) if args.init is None else None
     first = int(os.environ.get("RANK", "0")) == 0  # of several processes one speaks
     if name is not None and first and not (args.out / "distill.json").exists():
-        info(f"fresh weights; --init {name} goes on from the student's own")
-    result = distill_architecture(request, args.out, host=host, message=info, on_epoch=on_epoch)
+        info(f"the student's own weights are left aside; --init {name} goes on from them")
+    try:
+        result = distill_architecture(request, args.out, host=host, message=info, on_epoch=on_epoch)
+    except KeyboardInterrupt as stop:
+        if not stop.args and (args.out / "distill.json").exists():
+            stop.args = ("the same command goes on",)
+        raise
     if not first:
         return 0
     if args.json:

@@ -355,6 +355,7 @@ def _start(request: Distillation, space: SearchSpace, parts: Parts, tell: Callab
         return model
     source, name = (parts.teacher.model, "the teacher") if origin is None else (origin.model(), f"student {origin.id}")
     if origin is None and not request.config.training.inherit:
+        tell("started with fresh weights")
         return model
     report = space.inherit(model, arch, source, calibration=parts.calibration)
     if report is None and origin is not None:
@@ -362,7 +363,9 @@ def _start(request: Distillation, space: SearchSpace, parts: Parts, tell: Callab
             f"space {space.id} cannot start architecture {arch.id} from student {origin.id} of another architecture",
             hint="Leave --init out to start from the teacher or from fresh weights.",
         )
-    if report is not None:
+    if report is None:
+        tell("started with fresh weights")
+    else:
         tell(f"started with {report.copied:,} of {report.total:,} parameters from {name}")
     return model
 

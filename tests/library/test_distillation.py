@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -189,7 +190,7 @@ def command(tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_the_command_reads_an_architecture_file_a_configuration_and_options(command, host, data, tmp_path):
+def test_the_command_reads_an_architecture_file_a_configuration_and_options(command, host, data, tmp_path, monkeypatch):
     arch = wanted(host, data).architecture
     write_json(tmp_path / "arch.json", arch.to_json())
     (tmp_path / "longer.toml").write_text(
@@ -204,7 +205,7 @@ def test_the_command_reads_an_architecture_file_a_configuration_and_options(comm
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["student"] == "out"
-    assert "fresh weights" not in done.stderr  # an architecture has no others
+    assert "own weights" not in done.stderr  # an architecture has none
     assert result["teacher"]["name"] == "timm:test_resnet"
     assert {"validation", "test", "epochs", "params", "history", "metric"} <= set(result)
     assert "epoch 1 of 2: loss" in done.stderr
@@ -234,12 +235,20 @@ def test_the_command_reads_an_architecture_file_a_configuration_and_options(comm
     assert done.returncode == 0, done.stderr
     assert "accuracy" in done.stdout
     assert "started from student" in done.stderr
-    assert "fresh weights" not in done.stderr
+    assert "own weights" not in done.stderr
     done = command("distill", "out", *more[4:-1], "fresh")
     assert done.returncode == 0, done.stderr
-    assert "fresh weights; --init out goes on from the student's own\n" in done.stderr
+    assert "the student's own weights are left aside; --init out goes on from them\n" in done.stderr
+    assert re.search(r"^started with (fresh weights|[\d,]+ of [\d,]+ parameters from the teacher)$", done.stderr, re.M)
     assert "started from student" not in done.stderr
-    assert "fresh weights" not in command("distill", "out", *more[4:-1], "fresh").stderr  # finished
+    assert "weights" not in command("distill", "out", *more[4:-1], "fresh").stderr  # finished
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", interrupt)
+    done = command("distill", "out", *more[4:-1], "torn")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (130, "interrupted; the same command goes on")
     done = command("export", "more", "onnx-folder", "--to", "onnx", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["parity"]["max_rel"] < 1e-4

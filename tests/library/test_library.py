@@ -388,7 +388,7 @@ def test_build_takes_an_architecture_in_every_form(finished, tmp_path):
 
 
 def test_the_student_that_init_would_go_on_from(finished, host):
-    """What `distill` names where it starts with fresh weights."""
+    """What `distill` names where it does not start from the student's own weights."""
     from nasdistill.cli.distill import student_name
 
     run, best = finished[0], nasdistill.load_run(finished[0]).best()
