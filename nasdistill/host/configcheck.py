@@ -1,12 +1,13 @@
 """Check a configuration against what is installed: every named component exists and takes its options.
 
 Components are imported for their options models, so a mistake shows before any work starts. Only the strategy is
-created: it says whether it can work with the rest.
+created, which says whether it can work with the rest, and spaces with a supernet, for the names of their sub-spaces.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nasdistill.errors import ConfigError, NasdistillError, one_line
@@ -16,7 +17,7 @@ from nasdistill.spec.component import Kind, SearchSpaceSpec
 
 if TYPE_CHECKING:
     from nasdistill.host.manager import Host
-    from nasdistill.interfaces import SearchSetting, Strategy
+    from nasdistill.interfaces import SearchSetting, SearchSpace, Strategy
     from nasdistill.spec.config import RunConfig
 
 
@@ -70,7 +71,9 @@ def config_problems(config: RunConfig, host: Host, *, where: str) -> list[Nasdis
                 return problems
             search = adapted.search
             strategy = host.create(Kind.STRATEGY, search.strategy, search.strategy_options)
-            check_strategy(strategy, search_setting(adapted, host))
+            setting = search_setting(adapted, host)
+            # Sizes that come from a teacher who cannot be asked yet decide which sub-spaces there are.
+            check_strategy(strategy, replace(setting, subspaces=None) if adapted is config else setting)
         except NasdistillError as error:
             problems.append(type(error)(f"{where}: {error.message}", hint=error.hint))
     return problems
@@ -124,6 +127,11 @@ def search_setting(config: RunConfig, host: Host) -> SearchSetting:
 
     ids = [host.canonical(Kind.SEARCH_SPACE, item.name) for item in config.space]
     spaces, elastic = short_names(ids), _elastic(host)
+    parts: dict[str, None] = {}
+    for item, identifier in zip(config.space, ids, strict=True):
+        if identifier in elastic:
+            space: SearchSpace = host.create(Kind.SEARCH_SPACE, item.name, item.options)
+            parts |= dict.fromkeys(part.name for part in space.subspaces())
     return SearchSetting(
         spaces=tuple(spaces),
         targets=tuple(host.canonical(Kind.TARGET, item.name) for item in config.target),
@@ -132,6 +140,7 @@ def search_setting(config: RunConfig, host: Host) -> SearchSetting:
         supernets=tuple(name for name, identifier in zip(spaces, ids, strict=True) if identifier in elastic),
         elastic=tuple(short_names(elastic)),
         losses=tuple(host.canonical(Kind.LOSS, item.name) for item in config.objective.losses),
+        subspaces=tuple(parts),
     )
 
 

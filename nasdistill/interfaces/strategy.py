@@ -80,6 +80,7 @@ class SearchSetting:
         supernets: those of `spaces` that can train shared weights.
         elastic: all installed spaces that can, to choose from.
         losses: canonical ids of the objective's losses.
+        subspaces: names of the sub-spaces of `supernets`; None where the teacher they depend on cannot be asked.
     """
 
     spaces: tuple[str, ...] = ()
@@ -89,6 +90,7 @@ class SearchSetting:
     supernets: tuple[str, ...] = ()
     elastic: tuple[str, ...] = ()
     losses: tuple[str, ...] = ()
+    subspaces: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,10 +136,10 @@ class SupernetSearch(Strategy):
         session.complete(session.distill(finalists, o.epochs, "full"))
 
     def check(self, setting: SearchSetting) -> None:
-        """Refuse spaces without shared weights, and a loss that is not there or cannot score.
+        """Refuse spaces without shared weights, unknown sub-spaces, and a loss that is not there or cannot score.
 
         Raises:
-            UsageError: says which spaces have a supernet, or what is wrong with the loss.
+            UsageError: says which spaces have a supernet, which sub-spaces there are, or what is wrong with the loss.
         """
         without = [name for name in setting.spaces if name not in setting.supernets]
         if without:
@@ -149,6 +149,8 @@ class SupernetSearch(Strategy):
                 f"{'has' if len(without) == 1 else 'have'} none",
                 hint=f"Spaces with one: {able}.",
             )
+        if setting.subspaces is not None:
+            self._known(set(setting.subspaces))
         for loss in setting.losses if self.options.loss is None else (self.options.loss,):
             tags = self.host.tags(Kind.LOSS, loss)
             if tags.owns_parameters and self.options.score == "loss":
@@ -172,14 +174,17 @@ class SupernetSearch(Strategy):
             UsageError: a name is unknown.
         """
         names = self.options.subspaces
-        known = {shared.subspace for shared in sets}
-        unknown = [name for name in names if name not in known]
+        self._known({shared.subspace for shared in sets})
+        return [shared for shared in sets if not names or shared.subspace in names]
+
+    def _known(self, known: set[str]) -> None:
+        """Refuse names of sub-spaces that are not among the known ones."""
+        unknown = [name for name in self.options.subspaces if name not in known]
         if unknown:
             raise UsageError(
                 f"no space has a sub-space {', '.join(map(repr, unknown))}",
                 hint=f"There are {', '.join(sorted(known - {''})) or 'none'}.",
             )
-        return [shared for shared in sets if not names or shared.subspace in names]
 
     def trials(self, asked: int) -> int:
         """Return the number of evaluations, each of which is a trial."""

@@ -238,11 +238,14 @@ def test_spaces_without_a_supernet_are_refused_before_anything_starts(digits, tm
     for options, words in (
         ({"loss": "nothing"}, "nothing"),
         ({"loss": "hidden"}, "trains parts of its own"),
+        ({"subspaces": ["wide", "huge"]}, "no space has a sub-space 'huge'"),
     ):
         values = config(digits).to_json()
         values["search"]["strategy_options"] |= options
         with pytest.raises(NasdistillError, match=words):
             run_search(parse_config(values, where="test"), tmp_path / "run", host=own)
+        assert not (tmp_path / "run").exists()
+        assert words in str(config_problems(parse_config(values, where="test"), own, where="file.toml")[0])
 
 
 def test_a_strategy_looks_at_the_spaces_that_follow_from_the_task():
