@@ -58,6 +58,13 @@ def check_pair(
             f"{label} ({config.model_type}) takes {takes}, but the task is {io}", hint="Choose a teacher for this data."
         )
     if io.head == "classes":
+        saved = ", ".join(config.architectures or ())
+        # The number of classes of a model without any is transformers' default.
+        if config.num_labels != io.outputs and saved and "classif" not in saved.casefold():
+            raise MismatchError(
+                f"{label} was saved as {saved} and has no classification head, the task is {io}",
+                hint="Fine-tune it for classification on this data first, or choose a task that it was trained for.",
+            )
         compare_classes(labels_of(config), int(config.num_labels or 0), task, label, say)
         problem = getattr(config, "problem_type", None)
         if problem not in (None, "single_label_classification"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Protocol, overload
 
 from nasdistill.errors import (
@@ -238,7 +239,7 @@ class Host:
         ``timm:resnet18``, ``teachers:timm:resnet18`` and ``teachers:random`` are all understood; where the first word
         is both a component's and a plugin's name, the component's is meant.
 
-        Raises: as :meth:`record`.
+        Raises: as :meth:`record`; for a folder that transformers saved, given as a teacher, ``hf:`` is suggested.
         """
         kind = _kind(kind)
         head, _, rest = text.partition(":")
@@ -247,7 +248,15 @@ class Host:
             second, _, locator = rest.partition(":")
             if second and self.plugin(head) is not None:
                 return self.record(kind, f"{head}:{second}").id, locator
-        return self.record(kind, head).id, rest
+        try:
+            return self.record(kind, head).id, rest
+        except UnknownComponentError as error:
+            if kind is Kind.TEACHER and (Path(text) / "config.json").is_file():
+                raise UnknownComponentError(
+                    f"no teacher named {text!r}, but a folder with a config.json. Did you mean 'hf:{text}'?",
+                    hint="A teacher is written NAME:LOCATOR.",
+                ) from error
+            raise
 
     # -- creating -----------------------------------------------------------------------------------------------------
 

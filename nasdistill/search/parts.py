@@ -6,6 +6,7 @@ import contextlib
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -155,6 +156,8 @@ def locate_teacher(host: Host, text: str) -> tuple[str, str]:
     try:
         return host.locate(Kind.TEACHER, text)
     except UnknownComponentError as error:
+        if (Path(text) / "config.json").is_file():  # a folder is no misspelt name, and the host has said what it is
+            raise
         locator = text.rpartition(":")[2]
         known: dict[str, list[str]] = {}
         for spec in host.specs(Kind.TEACHER):

@@ -242,7 +242,14 @@ class KdPipeline(SearchSpace):
                 self.student.architecture(fixed)
             except ArchitectureError as error:
                 return f"its fixed student is {error.message}"
-        return self.student.accepts(io)
+        reason = self.student.accepts(io)
+        if reason is None:
+            return None
+        fitting = "vit" if io.kind == "image" else "decoder" if io.head == "causal_lm" else "encoder"
+        return (
+            f"it searches how students of the space {self.student.id} are trained, and of that: {reason}. Its option "
+            f'student names another: space.kd_pipeline.student={{name="{fitting}"}}'
+        )
 
     def build(self, arch: Architecture, io: IOSpec) -> nn.Module:
         """Return the student's network."""

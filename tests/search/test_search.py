@@ -503,6 +503,9 @@ def test_reasons_are_counted_and_being_dominated_never_decides():
     message, hint = nothing_finished({"run": "r", "trials": trials, "reasons": found})
     assert message == "no student was finished: 3 of 12 failed: nan_loss: the loss is nan at step 5"
     assert hint == "nasdistill show --trials r lists every trial."
+    message, hint = nothing_finished({"run": "r", "trials": trials, "reasons": found, "state": "interrupted"})
+    assert message == "no student was finished: the run was interrupted with 1 trial unfinished"
+    assert hint == "nasdistill resume r goes on."
 
 
 def test_what_stands_in_brackets_is_an_option_for_what_a_strategy_dropped_only():
@@ -568,6 +571,16 @@ def test_bad_input_is_one_message_and_leaves_nothing_behind(digits, tmp_path, ch
     assert words in str(caught.value)
     assert caught.value.exit_code == 2
     assert not (tmp_path / "run").exists()
+
+
+def test_a_saved_model_given_without_its_teachers_name_is_told_how_to_write_it(tmp_path):
+    from nasdistill.search.parts import locate_teacher
+
+    folder = tmp_path / "resnet-50"  # close to a name of timm's
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match=f"a folder with a config.json. Did you mean 'hf:{re.escape(str(folder))}'"):
+        locate_teacher(Host.load(third_party=False), str(folder))
 
 
 def test_a_target_without_its_runtime_says_what_to_install(digits, tmp_path):

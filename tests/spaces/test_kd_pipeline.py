@@ -53,6 +53,14 @@ def test_a_fixed_student_that_is_no_point_is_refused_before_anything_is_trained(
     assert "width = 9" in space.accepts(DIGITS)
 
 
+def test_a_student_that_does_not_fit_is_named_with_one_that_may(host):
+    reason = host.create(Kind.SEARCH_SPACE, "kd_pipeline", {"student": SMALL}).accepts(IOSpec("tokens", (12,), 2))
+    assert reason.startswith(
+        "it searches how students of the space spaces:resnet_s0 are trained, and of that: it needs"
+    )
+    assert reason.endswith('space.kd_pipeline.student={name="encoder"}')
+
+
 def test_the_student_is_the_one_in_the_middle_of_its_space_unless_named(host):
     wide = {"name": "resnet_s0", "options": {"width": [8, 16, 32], "blocks": [1, 3], "stages": [2], "stem_stride": [2]}}
     space = host.create(Kind.SEARCH_SPACE, "kd_pipeline", {"student": wide})

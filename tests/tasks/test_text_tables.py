@@ -105,6 +105,7 @@ def test_columns_without_names(tmp_path):
     ("id,utterance_x,kind\n1,a,b\n", {"header": True}, "cannot tell which column holds the labels.*'utterance_x'"),
     ("label,a,b\n1,x,y\n", {}, "cannot tell which column holds the texts.*'a', 'b'"),
     ("text,label\na,1\n", {"label": "lable"}, "no column 'lable'.*label_column.*'text', 'label'.*mean 'label'"),
+    ("text,label\na,1\n", {"label": "foo"}, r"it has 'text', 'label'\.(?!.*Known)"),
     ("a text,1\nb text,0\n", {"text": 5}, r"no column 5.*'0', '1' \(no header\)"),
     ("text,label\na,1\n", {"needs_pair": True}, "second texts"),
 ])  # fmt: skip

@@ -317,6 +317,8 @@ def test_wrong_tensors_are_named(opened, changed, family, head, tensors, message
 def test_heads_that_were_never_trained_are_refused(opened, saved):
     with pytest.raises(DataError, match=r"lacks .*classifier.*saved as BertForMaskedLM, without sequence class"):
         opened(saved("bert", "masked_lm"), ToyText(outputs=2))
+    with pytest.raises(MismatchError, match=r"was saved as GPT2LMHeadModel and has no classification head, .* -> 3"):
+        opened(saved("gpt2", "causal_lm"), ToyText(outputs=3))
     with pytest.raises(UsageError, match=r"\(electra\) has no head for image|takes token ids"):
         opened(saved("electra"), ToyText(outputs=2, kind="image"))
     with pytest.raises(UsageError, match=r"no head for masked language modelling in transformers; it has: .*causal"):
