@@ -23,7 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml", help="configuration file")
     parser.add_argument("--preset", metavar="NAME", help="start from a bundled preset (default: digits)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="new run directory (default: runs/NAME, next free)")
-    parser.add_argument("--trials", type=int, metavar="N", help="architectures to propose")
+    parser.add_argument(
+        "--trials",
+        type=int,
+        metavar="N",
+        help="architectures to propose; supernet and training_free score many times as many",
+    )
     parser.add_argument("--timeout", type=float, metavar="S", help="seconds after which nothing new is proposed")
     parser.add_argument("--seed", type=int, metavar="S", help="root of all randomness")
     parser.add_argument("--space", action="append", metavar="NAME", help="search space; repeat for several")
@@ -241,8 +246,9 @@ def closing_lines(result: dict[str, Any]) -> list[str]:
     from nasdistill.search.proxyhealth import failure_line
 
     trials = result["trials"]
+    unfinished = f", {trials['running']} unfinished" if trials["running"] else ""
     lines = [
-        f"{trials['complete']} distilled in full, {trials['pruned']} pruned, {trials['failed']} failed; "
+        f"{trials['complete']} distilled in full, {trials['pruned']} pruned, {trials['failed']} failed{unfinished}; "
         f"{sum(result['seconds'].values()):.0f} s of work.",
     ]
     ranks = [

@@ -45,6 +45,10 @@ def make_plan(parts: Parts, session: Session, notes: Sequence[str] = ()) -> Even
         f"{teacher.value_ms:.3f} ms on {session.primary_target}"
     )
     lines.append(f"targets  {', '.join(session.meters)}")
+    asked = parts.config.search.trials
+    if session.trials != asked:
+        strategy = parts.components.strategy.id.split(":", 1)[-1]
+        lines.append(f"trials   {session.trials} architectures: {strategy}'s number for search.trials = {asked}")
     rows = parts.components.strategy.plan(session.trials)
     for row in rows:
         if row.get("per") == SUPERNET:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nasdistill.interfaces import Candidate
+from nasdistill.search.events import many
 from nasdistill.search.proxyhealth import failure_line
 
 _OPTION = re.compile(r"\((\w+)\)$")
@@ -100,8 +101,11 @@ def nothing_finished(result: Mapping[str, Any]) -> tuple[str, str]:
     every = f"nasdistill show --trials {result['run']} lists every trial."
     if result.get("state") == "failed" and result.get("state_reason"):
         return f"no student was finished, since the run failed: {result['state_reason']}", every
-    if not total and result.get("state") in ("interrupted", "killed"):
-        return f"no student was finished: the run was {result['state']}", f"nasdistill resume {result['run']} goes on."
+    if result.get("state") in ("interrupted", "killed"):
+        # What was pruned by then left nobody out: the others are still to come.
+        open_trials = f" with {many(trials['running'], 'trial')} unfinished" if trials["running"] else ""
+        what = f"no student was finished: the run was {result['state']}{open_trials}"
+        return what, f"nasdistill resume {result['run']} goes on."
     if not total:
         return "no student was finished: no architecture was proposed", "A longer --timeout leaves time for some."
     # Somebody who was better survived: being dominated or passed over is never what left nobody.

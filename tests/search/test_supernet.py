@@ -101,6 +101,7 @@ def test_every_student_of_every_sub_space_is_scored_and_the_best_are_distilled(w
     assert not list(run.glob("supernets/*/checkpoint*"))
     plan = next(event for event in events if event.kind == "plan")
     rows = {row["rung"]: row for row in plan.facts["rungs"]}
+    assert "trials   16 architectures: supernet's number for search.trials = 4" in plan.text.splitlines()
     assert rows["supernet"]["candidates"] == 2
     assert rows["supernet"]["seconds"] > rows["full"]["seconds"] / 3
     assert {"supernet", "inherited", "latency", "full"} <= {event.rung for event in events if event.kind == "rung"}
