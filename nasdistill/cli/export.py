@@ -36,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     files = len(facts["files"])
     say(f"{args.folder}: student {student.id} for {facts['to'].split(':')[-1]}, {files} file{'s' * (files != 1)}")
+    if facts.get("opens_with"):
+        say(f"Opens with {facts['opens_with']}.")
     parity = facts.get("parity")
     if parity is not None:
         say(f"Largest deviation from torch: {parity['max_abs']:.3g} over {parity['inputs']} inputs.")

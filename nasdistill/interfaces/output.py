@@ -58,7 +58,11 @@ class Exporter(Component, ABC):
     def export(self, request: ExportRequest) -> dict[str, Any]:
         """Write the files and return facts (parity, sizes, opset).
 
+        Two facts are told on the command line: ``notes``, a list of warnings, and ``opens_with``, the call that opens
+        the folder where nasdistill is not.
+
         Raises:
+            UsageError: this format does not exist for such a student.
             TrialFailure: reason ``"export_failed"``, or ``"parity"`` when what was written computes something else.
         """
 

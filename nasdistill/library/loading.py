@@ -73,13 +73,14 @@ def _advice(folder: Path) -> str:
     if (folder / "students").is_dir() or (folder / "trials").is_dir():
         return "It looks like a run, but has no run.json."
     try:
-        to = str(read_json(folder / "export.json")["to"]).split(":")[-1]
+        facts = read_json(folder / "export.json")
+        to = str(facts["to"]).split(":")[-1]
     except (OSError, ValueError, KeyError, TypeError):
         return "A run has run.json, a student architecture.json, model.safetensors and provenance.json."
+    if facts.get("opens_with"):
+        return f"It is an export to {to}, which opens with {facts['opens_with']}."
     if to == "hf":
-        return (
-            "It is a Hugging Face folder: AutoModelForImageClassification.from_pretrained(..., trust_remote_code=True)."
-        )
+        return "It is a Hugging Face folder; its README.md says which class of transformers opens it."
     if to == "onnx":
         return "It holds an ONNX file, which onnxruntime runs."
     return "An export is incomplete; write it again."

@@ -231,7 +231,7 @@ class Student:
             What ``export.json`` in the folder says, and ``folder``.
 
         Raises:
-            UsageError: the folder is not empty.
+            UsageError: the folder is not empty, or the format does not exist for such a student.
             TrialFailure: this student cannot be written so; says why.
         """
         from nasdistill.library.exporting import export_student

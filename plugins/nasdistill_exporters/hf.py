@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from nasdistill.errors import TrialFailure
+from nasdistill.errors import UsageError
 from nasdistill.files import write_json, write_text
 from nasdistill.interfaces import Exporter, ExportRequest
 from nasdistill.spec.options import ComponentOptions
@@ -50,24 +50,24 @@ class HuggingFaceFolder(Exporter):
 
         Returns:
             ``stock`` (the class of transformers, None with code), ``code`` (the files), ``requires`` (packages they
-            import), ``parity`` (``max_abs`` is 0.0 for code), ``auto`` (the class that opens it).
+            import), ``parity`` (``max_abs`` is 0.0 for code), ``auto`` (the class that opens it), ``opens_with`` (the
+            call that does).
 
         Raises:
-            TrialFailure: ``"export_failed"``: transformers has no such kind of model, the space does not say how its
-                networks are built from data, or the code cannot be copied; ``"parity"``: what was written computes
+            UsageError: transformers has no such kind of model, a transform changed the network, or the space does not
+                say how its networks are built from data.
+            TrialFailure: ``"export_failed"``: the code cannot be copied; ``"parity"``: what was written computes
                 something else.
         """
         head = HEADS.get((request.io.kind, request.io.head))
         if head is None:
-            raise TrialFailure(
-                "export_failed",
+            raise UsageError(
                 f"hf writes image classifiers and text models; this student ({request.io}) is neither",
                 hint="Export to torch or onnx instead.",
             )
         if request.transforms:
             names = ", ".join(step.name for step in request.transforms)
-            raise TrialFailure(
-                "export_failed",
+            raise UsageError(
                 f"student {request.name} went through {names} after its space had built it, which neither a stock "
                 "model nor the space's code describes",
                 hint="Export to torch or onnx instead.",
@@ -77,8 +77,7 @@ class HuggingFaceFolder(Exporter):
             stock = request.space.stock_model(request.architecture, request.io)
         source = None if stock is not None else request.space.modeling_source(request.architecture, request.io)
         if stock is None and source is None:
-            raise TrialFailure(
-                "export_failed",
+            raise UsageError(
                 f"space {request.space.id} does not say how its networks are built without it (modeling_source), so no "
                 "self-contained code can be written",
                 hint="Export to torch or onnx instead.",
@@ -92,4 +91,6 @@ class HuggingFaceFolder(Exporter):
             notes = write_text_files(request, stock=stock is not None) if request.io.kind == "tokens" else []
             write_json(request.folder / "provenance.json", dict(request.provenance))
             write_text(request.folder / "README.md", model_card(request, head, trust=stock is None))
-        return {"auto": head.auto, **facts, **({"notes": notes} if notes else {})}
+        trusted = ", trust_remote_code=True" if stock is None else ""
+        opens_with = f"{head.auto}.from_pretrained(folder{trusted})"
+        return {"auto": head.auto, "opens_with": opens_with, **facts, **({"notes": notes} if notes else {})}

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from nasdistill.errors import TrialFailure
+from nasdistill.errors import TrialFailure, UsageError
 from nasdistill.interfaces import ExportRequest
 from nasdistill.spec.component import Kind
 from nasdistill.spec.measurement import Latency, TargetReport
@@ -246,7 +246,7 @@ def test_the_comparison_sees_another_network(host, tmp_path, monkeypatch):
 def test_a_space_that_does_not_say_how_is_refused_in_words(host, tmp_path, monkeypatch):
     wanted = request(host, tmp_path)
     monkeypatch.setattr(wanted.space, "modeling_source", lambda arch, io: None)
-    with pytest.raises(TrialFailure, match="does not say how its networks are built") as failure:
+    with pytest.raises(UsageError, match="does not say how its networks are built") as failure:
         host.create(Kind.EXPORTER, "hf").export(wanted)
     assert "torch or onnx" in str(failure.value)
     assert list(tmp_path.iterdir()) == []

@@ -141,6 +141,8 @@ def test_folders_open_where_nasdistill_is_not_and_answer_the_same(host, tmp_path
         facts = host.create(Kind.EXPORTER, "hf").export(request)
         assert (facts["stock"] is not None) == case.startswith("stock")
         assert facts["auto"] == AUTO[request.io.head]
+        trusted = "" if facts["stock"] else ", trust_remote_code=True"
+        assert facts["opens_with"] == f"{facts['auto']}.from_pretrained(folder{trusted})"
         assert "notes" not in facts
         assert (tmp_path / case / "tokenizer.json").is_file()
         mask = (torch.arange(7)[None] < torch.tensor([7, 4, 1])[:, None]).long()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -317,7 +318,9 @@ def test_damaged_files_of_a_run_are_named(killed, name, text):
         nasdistill.load_run(killed).students[0].model()
 
 
-def test_other_folders_are_refused_with_advice(tmp_path, finished):
+def test_other_folders_are_refused_with_advice(tmp_path, finished, capsys):
+    from nasdistill.cli import main
+
     with pytest.raises(UsageError, match="there is no folder"):
         nasdistill.load(tmp_path / "nothing")
     with pytest.raises(UsageError, match="neither a run nor a saved student"):
@@ -325,8 +328,10 @@ def test_other_folders_are_refused_with_advice(tmp_path, finished):
     (tmp_path / "trials").mkdir()
     with pytest.raises(UsageError, match=r"no run\.json"):
         nasdistill.load(tmp_path)
-    nasdistill.load(finished[0]).best().export("hf", tmp_path / "hf")
-    with pytest.raises(UsageError, match="from_pretrained"):
+    assert main(["export", str(finished[0]), str(tmp_path / "hf"), "--to", "hf"]) == 0
+    opening = "AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)."
+    assert f"Opens with {opening}" in capsys.readouterr().out
+    with pytest.raises(UsageError, match=f"hf, which opens with {re.escape(opening)}"):
         nasdistill.load(tmp_path / "hf")
 
 
