@@ -246,7 +246,8 @@ def closing_lines(result: dict[str, Any]) -> list[str]:
     from nasdistill.search.proxyhealth import failure_line
 
     trials = result["trials"]
-    unfinished = f", {trials['running']} unfinished" if trials["running"] else ""
+    running = trials.get("running", 0)
+    unfinished = f", {running} unfinished" if running else ""
     lines = [
         f"{trials['complete']} distilled in full, {trials['pruned']} pruned, {trials['failed']} failed{unfinished}; "
         f"{sum(result['seconds'].values()):.0f} s of work.",
