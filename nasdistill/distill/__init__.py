@@ -11,13 +11,13 @@
 
 from nasdistill.distill.cache import TeacherCache
 from nasdistill.distill.engine import TrainingResult, train
-from nasdistill.distill.evaluation import evaluate, no_better_than_chance, test_score
+from nasdistill.distill.evaluation import evaluate, evaluate_test, no_better_than_chance
 from nasdistill.distill.objective import Objective
 from nasdistill.distill.recipes import StageRunner
 from nasdistill.distill.stepping import EpochReport
 from nasdistill.distill.teaching import fill_cache
 
 __all__ = [
-    "EpochReport", "Objective", "StageRunner", "TeacherCache", "TrainingResult", "evaluate", "fill_cache",
-    "no_better_than_chance", "test_score", "train",
+    "EpochReport", "Objective", "StageRunner", "TeacherCache", "TrainingResult", "evaluate", "evaluate_test",
+    "fill_cache", "no_better_than_chance", "train",
 ]  # fmt: skip

@@ -53,7 +53,7 @@ def evaluate(model: nn.Module, task: Task, split: Split = "validation", batch_si
     return Evaluation(score=float(score), loss=loss / count, n=count)
 
 
-def test_score(model: nn.Module, task: Task) -> float | None:
+def evaluate_test(model: nn.Module, task: Task) -> float | None:
     """Return a model's score on the test split, or None where that is empty or has no labels.
 
     Public test splits often keep their labels to themselves: what else was found out is worth no less for that.

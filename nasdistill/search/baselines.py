@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from nasdistill.distill import evaluate, test_score, train
+from nasdistill.distill import evaluate, evaluate_test, train
 from nasdistill.errors import ISOLATED, NasdistillError, is_fatal, one_line
 from nasdistill.measure import count_macs
 from nasdistill.search.events import Event, Listener
@@ -134,7 +134,7 @@ def _scores(session: Session, model: nn.Module) -> dict[str, float | None]:
     device, task = session.parts.device, session.parts.task
     return {
         "score": evaluate(model.to(device), task, "validation").score,
-        "test_score": test_score(model, task),
+        "test_score": evaluate_test(model, task),
     }
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import optuna
 import torch
 
-from nasdistill.distill import evaluate, no_better_than_chance, test_score
+from nasdistill.distill import evaluate, evaluate_test, no_better_than_chance
 from nasdistill.errors import NasdistillError, UsageError, is_fatal, one_line
 from nasdistill.host import Host
 from nasdistill.host.adapting import adapt_config
@@ -347,7 +347,7 @@ def finish(run: RunDirectory, session: Session, listener: Listener) -> None:
     run.write(
         "final.json",
         {
-            "teacher_test_score": test_score(parts.teacher.model, parts.task),
+            "teacher_test_score": evaluate_test(parts.teacher.model, parts.task),
             "students": tested,
         },
     )
@@ -362,7 +362,7 @@ def finish(run: RunDirectory, session: Session, listener: Listener) -> None:
 
 
 def _test_score(session: Session, candidate: Candidate) -> float | None:
-    return test_score(session.build(candidate).to(session.parts.device), session.parts.task)
+    return evaluate_test(session.build(candidate).to(session.parts.device), session.parts.task)
 
 
 def save_front_member(run: RunDirectory, session: Session, candidate: Candidate, tested: float | None) -> None:
