@@ -7,7 +7,6 @@ created, which says whether it can work with the rest, and spaces with a superne
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nasdistill.errors import ConfigError, NasdistillError, one_line
@@ -71,9 +70,7 @@ def config_problems(config: RunConfig, host: Host, *, where: str) -> list[Nasdis
                 return problems
             search = adapted.search
             strategy = host.create(Kind.STRATEGY, search.strategy, search.strategy_options)
-            setting = search_setting(adapted, host)
-            # Sizes that come from a teacher who cannot be asked yet decide which sub-spaces there are.
-            check_strategy(strategy, replace(setting, subspaces=None) if adapted is config else setting)
+            check_strategy(strategy, search_setting(adapted, host, parts=adapted is not config))
         except NasdistillError as error:
             problems.append(type(error)(f"{where}: {error.message}", hint=error.hint))
     return problems
@@ -121,17 +118,23 @@ def check_strategy(strategy: Strategy, setting: SearchSetting) -> None:
         ) from error
 
 
-def search_setting(config: RunConfig, host: Host) -> SearchSetting:
-    """Return what a strategy may depend on, of a configuration whose components are all installed."""
+def search_setting(config: RunConfig, host: Host, *, parts: bool = True) -> SearchSetting:
+    """Return what a strategy may depend on, of a configuration whose components are all installed.
+
+    Args:
+        config: the configuration.
+        host: what is installed.
+        parts: ask the spaces for their sub-spaces. Not to be done while a teacher that decides their sizes is unknown.
+    """
     from nasdistill.interfaces import SearchSetting
 
     ids = [host.canonical(Kind.SEARCH_SPACE, item.name) for item in config.space]
     spaces, elastic = short_names(ids), _elastic(host)
-    parts: dict[str, None] = {}
+    names: dict[str, None] = {}
     for item, identifier in zip(config.space, ids, strict=True):
-        if identifier in elastic:
+        if parts and identifier in elastic:
             space: SearchSpace = host.create(Kind.SEARCH_SPACE, item.name, item.options)
-            parts |= dict.fromkeys(part.name for part in space.subspaces())
+            names |= dict.fromkeys(part.name for part in space.subspaces())
     return SearchSetting(
         spaces=tuple(spaces),
         targets=tuple(host.canonical(Kind.TARGET, item.name) for item in config.target),
@@ -140,7 +143,7 @@ def search_setting(config: RunConfig, host: Host) -> SearchSetting:
         supernets=tuple(name for name, identifier in zip(spaces, ids, strict=True) if identifier in elastic),
         elastic=tuple(short_names(elastic)),
         losses=tuple(host.canonical(Kind.LOSS, item.name) for item in config.objective.losses),
-        subspaces=tuple(parts),
+        subspaces=tuple(names) if parts else None,
     )
 
 
